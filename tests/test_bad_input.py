@@ -275,7 +275,7 @@ CASES = {
         TRAIN + " --validation -1",
         r"`--validation` must be a fraction below 1, or a.* Got -1\.0\.",
     ),
-    "one and a half samples held out": (TRAIN + " --validation 1.5", r"`--validation` must be .*whole.* Got 1\.5\."),
+    "one and a half samples held out": (TRAIN + " --validation 1.5", r"`--validation` must be .*integer.* Got 1\.5\."),
     "no number held out": (TRAIN + " --validation nan", r"`--validation` must be a fraction below 1.* Got nan\."),
     # data and models of the user's own
     "unknown data": (

@@ -5,8 +5,8 @@ A method answers four questions, and each has its package: *what* is differentia
 exports the names that most training loops need.
 
 Example:
-    A step of one's own loop. The teacher is queried once and the student run once; the default weighs the Jacobian term
-    so that it makes up three tenths of the gradient's norm.
+    One step of a custom training loop. The teacher is queried once and the student runs once. By default, the Jacobian
+    term contributes 30 % of the gradient norm.
 
     >>> import torch
     >>> from jacmatch import Distillation, RandomOutputs
@@ -113,7 +113,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """This package, whose attribute `jacobian` is the function: importing the subpackage would set it to that."""
+    """This package. Its attribute `jacobian` stays the function when the subpackage of that name is imported."""
 
     @property
     def jacobian(self) -> Any:
@@ -133,7 +133,7 @@ def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -
 
     Args:
         run_dir: The `--out` of a job.
-        allow_code: Whether a network built by code outside the package is built again, which runs that code.
+        allow_code: Whether to run code outside this package that builds the network.
 
     Raises:
         InputError: the folder holds no network, or one that needs `allow_code`.

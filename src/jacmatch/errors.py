@@ -16,7 +16,7 @@ class InputError(ValueError):
     """An argument of the caller is invalid."""
 
     def __init__(self, rule: str, *, got: object = None, do: str = "") -> None:
-        """Compose one sentence each: the rule, what was given, what to do.
+        """Compose a message from the rule, the given value and the remedy.
 
         Args:
             rule: Names the argument and its caller, and the requirement.
@@ -95,7 +95,7 @@ def in_one_line(error: BaseException) -> str:
 def converted_errors(
     rule: str, do: str = "", *, of: type[Exception] | tuple[type[Exception], ...] = Exception
 ) -> Iterator[None]:
-    """Turn the exceptions that other code raises within the block into an `InputError`; those of jacmatch stay."""
+    """Convert exceptions of other code within the block to an `InputError`; those of jacmatch are not converted."""
     try:
         yield
     except (InputError, UnsupportedError):
@@ -115,7 +115,7 @@ class UnsupportedError(RuntimeError):
 
 
 class ElsewhereError(RuntimeError):
-    """Another process of the same job has failed: the exit code, and the message unless the other process prints it."""
+    """Another process of the same job has failed; with its exit code, and its message unless it prints that itself."""
 
     def __init__(self, code: int, says: str = "") -> None:
         super().__init__(says or "Another process of this job has failed.")
@@ -123,7 +123,7 @@ class ElsewhereError(RuntimeError):
 
 
 def optional_package(module: str, caller: str, install: str) -> Any:
-    """The module of an optional package."""
+    """Import a module of an optional package."""
     try:
         return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:  # a torchvision built for another torch raises RuntimeError
@@ -132,7 +132,7 @@ def optional_package(module: str, caller: str, install: str) -> Any:
 
 
 def whole_number(what: str, given: object, least: int = 1, other: str = "") -> None:
-    """Raise `InputError` unless a setting is an integer of at least `least`; `other` is what else it may be."""
+    """Raise `InputError` unless a setting is an integer of at least `least`; `other` names other valid values."""
     if isinstance(given, bool) or not isinstance(given, numbers.Integral) or given < least:
         raise InputError(f"{what} must be an integer of at least {least}{other}.", got=repr(given))
 

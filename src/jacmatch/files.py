@@ -1,4 +1,4 @@
-"""Files in folders that may belong to somebody else: opened without following links, written atomically.
+"""Safe access to files in folders of other users: no link is followed, and writes are atomic.
 
 Any name in a run folder or cache can be a symbolic link, a hard link, a named pipe or a folder. All reads and writes
 there go through this module, so that no file outside the folder is changed or read. It needs the standard library only.
@@ -13,8 +13,8 @@ from pathlib import Path
 from jacmatch.errors import InputError
 
 UNFINISHED = ".jacmatch-part"
-"""Ends the name of a file that is not whole yet."""
-# Windows has neither flag of the first two; there the look at the name before it is opened has to do.
+"""Suffix of the name of an incomplete file."""
+# Windows has neither of the first two flags; there, only the check before opening protects.
 _CAREFUL = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",

@@ -1,4 +1,4 @@
-"""Names of the last release: each warns, and returns the object that replaced it."""
+"""Deprecated names: each warns, and returns the object that replaced it."""
 
 import importlib
 import sys
@@ -21,7 +21,7 @@ MODULES = {
     "jacmatch.training.engine": "jacmatch.training.loop",
     "jacmatch.training.trial": "jacmatch.diagnostics.doctor",
 }
-"""Present names of modules by their former ones."""
+"""Current names of modules by former name."""
 
 NAMES = {
     "jacmatch": {"Share": "objectives.GradientShare", "RememberedTeacher": "teachers.MemoizedTeacher"},
@@ -42,7 +42,7 @@ NAMES = {
         "engine_trial": "diagnostics.benchmark_engines",
     },
 }
-"""Present places in `jacmatch` by module and former name."""
+"""Current names in `jacmatch` by module and former name."""
 
 
 def lookup(module: str) -> Callable[[str], Any]:
@@ -62,7 +62,7 @@ def _present(module: str, name: str) -> Any:
 
 
 class _Former(MetaPathFinder, Loader):
-    """Finds the modules of the table, each as an empty one that looks its names up in another."""
+    """Import hook for former modules: each is empty and looks up its names in the current module."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
         return ModuleSpec(name, self, is_package=name == "jacmatch.recipes") if name in MODULES else None
@@ -78,6 +78,6 @@ class _Former(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let imports find the modules of the table; once is enough."""
+    """Install the import hook; repeated calls have no effect."""
     if not any(isinstance(finder, _Former) for finder in sys.meta_path):
         sys.meta_path.append(_Former())

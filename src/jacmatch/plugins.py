@@ -22,8 +22,8 @@ class Verb:
     """A verb of the command line; the module in which another distribution defines one should import quickly.
 
     Attributes:
-        job: Where its job is, as MODULE:CLASS; a frozen dataclass like those of `jacmatch.jobs`.
-        show: Where the function is that prints a result on a console of rich, as MODULE:FUNCTION.
+        job: MODULE:CLASS of its job, a frozen dataclass like those of `jacmatch.jobs`.
+        show: MODULE:FUNCTION that prints a result on a console of rich.
         help: One line for `jacmatch --help`.
         names: Further sections of `jacmatch list`: for each heading, a mapping of names as MODULE:MAPPING.
     """
@@ -53,6 +53,6 @@ def verbs() -> dict[str, Verb]:
 
 
 def load(name: str) -> Any:
-    """Import what MODULE:ATTRIBUTE names."""
+    """Import MODULE:ATTRIBUTE."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)

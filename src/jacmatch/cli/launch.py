@@ -17,10 +17,10 @@ from torch import distributed
 from jacmatch.errors import ElsewhereError
 from jacmatch.training.distributed import ERROR, STORE
 
-_GRACE = 20.0  # seconds in which the others end by themselves, once one has failed
+_GRACE = 20.0  # seconds in which the others can end by themselves after one has failed
 _FORCE = 10.0  # and after SIGTERM
 _INTERFACE = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-# Threads of gloo can abort a process in which the interpreter shuts down; so it ends before that.
+# Threads of gloo can abort a process while its interpreter shuts down, so the process ends before that.
 _PROGRAM = (
     "import atexit, os; from jacmatch.cli import main; code = main(); "
     "atexit._run_exitfuncs(); sys.stdout.flush(); sys.stderr.flush(); os._exit(code)"
@@ -52,7 +52,7 @@ def _run(words: Sequence[str], count: int, meeting: str, more: Mapping[str, str]
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # a warning of DDP that is none here
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # a DDP warning that does not apply
     }
     processes: list[subprocess.Popen[bytes]] = []
     with _passed_on(processes):
@@ -86,7 +86,7 @@ def _codes(processes: list[subprocess.Popen[bytes]], store: distributed.Store) -
         wrong = [rank for rank, process in enumerate(processes) if process.poll()]
         if wrong and failed is None:
             failed, since = wrong[0], time.monotonic()
-            if (processes[failed].returncode or 0) < 0:  # it could not say so itself
+            if (processes[failed].returncode or 0) < 0:  # it could not report it
                 own = json.dumps({"rank": failed, "code": 1, "signal": True})
                 message = store.compare_set(ERROR, "", own)
                 message = b"" if message == own.encode() else message

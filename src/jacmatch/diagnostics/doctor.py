@@ -75,8 +75,8 @@ def doctor(
             belong to the samples; wrap a tensor in `Shared` if only its size is that of the batch.
 
     Raises:
-        InputError: x is not a tensor of samples of a floating-point type, the outputs are no real tensor, or an engine
-            is unknown.
+        InputError: x is not a tensor of samples of a floating-point type, the outputs are not a real tensor, or an
+            engine is unknown.
 
     Example:
         >>> diagnosis = doctor(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(5, 3))

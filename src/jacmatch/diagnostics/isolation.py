@@ -1,4 +1,4 @@
-"""Side-effect-free evaluation of an objective: any number of calls from one state, and afterwards all is as before."""
+"""Side-effect-free evaluation of an objective: any number of calls from one state, which is then restored."""
 
 import copy
 import math
@@ -68,7 +68,7 @@ class ReplayedTeacher:
 
     @property
     def answers_vjp(self) -> bool:
-        """As of the teacher."""
+        """As for the wrapped teacher."""
         return self.teacher.answers_vjp
 
     def answer(self, x: Tensor, question: Question) -> Answer:
@@ -112,7 +112,7 @@ class First(NamedTuple):
 
 
 class IsolatedObjective:
-    """An objective and a batch; each call starts from the state in which this was made.
+    """An objective and a batch; each call starts from the state at construction.
 
     Attributes:
         objective: The objective, or its copy in float64.
@@ -238,7 +238,7 @@ def gradient_errors(
 ) -> dict[str, tuple[float | None, bool]]:
     """Return the largest relative error of the gradient of each term, and whether it is a fault.
 
-    The error is None where no difference is exact enough to tell.
+    The error is None where no difference is exact enough.
     """
     generator = torch.Generator().manual_seed(1)
     lines = [_Line(isolated, generator) for _ in range(2 if is_small(isolated.objective) else 1)]

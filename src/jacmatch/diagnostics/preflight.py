@@ -42,7 +42,7 @@ from jacmatch.objectives.base import Objective, networks_of
 from jacmatch.teachers import EnsembleTeacher, MemoizedTeacher, ModuleTeacher, Question, Teacher
 
 FILE = "doctor.json"
-"""The file of a run folder that holds the document."""
+"""The file of a run folder with the report."""
 
 SAMPLES, _SAMPLES_OF_LARGE = 8, 2
 """Samples that are used, and those for a large network."""
@@ -52,7 +52,7 @@ _OF_DERIVATIVES = (
     *("untrainable", "reverse-zero", "forward-zero", "forward-incomplete", "nan-derivative", "other-outputs"),
 )
 _LOOSE, _SURE = 0.3, 0.05
-"""Error above which a teacher's own products are wrong, and error of differences up to which these can tell."""
+"""Error above which a teacher's own products are wrong, and error of differences up to which these are used."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class PreflightReport:
 
     Attributes:
         findings: Faults; empty if there is none.
-        errors: Relative error of the gradient of each term; None where no difference is exact enough to tell.
-        exact: Whether it was compared in float64.
+        errors: Relative error of the gradient of each term; None where no difference is exact enough.
+        exact: Whether gradients were compared in float64.
         seconds: Duration.
         not_finite: Name and value of a term that is NaN or infinite; nothing else is checked then.
     """
@@ -83,7 +83,7 @@ class PreflightReport:
 
 
 def preflight_check(objective: nn.Module, batch: Batch, *, progress: float = 0.0) -> PreflightReport:
-    """Check an objective in its first step on this batch; it is left as it was.
+    """Check an objective in its first step on this batch; the objective is left unchanged.
 
     Args:
         objective: As for `jacmatch.training.fit`.
@@ -114,7 +114,7 @@ def preflight_check(objective: nn.Module, batch: Batch, *, progress: float = 0.0
         preserved_generators(device),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
-        unverified(),  # what is wrong is found here, by name
+        unverified(),  # faults are reported here, by name
     ):
         codes = _of_student(objective, few)
         with in_mode(objective, training=True), _cheap_calls(objective):
@@ -123,7 +123,7 @@ def preflight_check(objective: nn.Module, batch: Batch, *, progress: float = 0.0
             exact = copied is not None
             with isolated_in_place(objective, few, progress) if copied is None else nullcontext(copied) as isolated:
                 for name, value in isolated.first.numbers.items():
-                    if not math.isfinite(value):  # NaN differs from itself: what draws numbers is not the question
+                    if not math.isfinite(value):  # NaN differs from itself, also without random numbers
                         return PreflightReport((), {}, exact, elapsed(), (name, value))
                 findings, errors = _of_terms(isolated)
             codes += _of_compilation(objective, batch, progress)
@@ -157,7 +157,7 @@ def raise_for_faults(report: PreflightReport, objective: nn.Module, batch: Batch
 def report(result: Diagnosis | PreflightReport) -> dict[str, Any]:
     """Return the document of a result, ready for JSON.
 
-    The fields `ok`, `findings` and `says` are always there. A `Diagnosis` adds `engine` and `engines`, a
+    The fields `ok`, `findings` and `says` are always present. A `Diagnosis` adds `engine` and `engines`, a
     `PreflightReport` adds `errors` and `exact`.
 
     Example:
@@ -186,7 +186,7 @@ def teacher_outputs(objective: nn.Module, batch: AnyBatch) -> tuple[AnyBatch, Te
 
 
 def _of_student(objective: nn.Module, batch: Batch) -> list[str]:
-    """Return codes of what the student keeps from call to call, and of what it must not do in evaluation mode."""
+    """Return codes of the student's changes from call to call, and of what it must not do in evaluation mode."""
     student, _ = networks_of(objective)
     if not isinstance(student, nn.Module):
         return []

@@ -20,7 +20,7 @@ __all__ = ["JacobianDistillationTask"]
 
 
 class _SameInput(nn.Module):
-    """The teacher as a function of the student's normalized input, so that both are differentiated by the same x."""
+    """The teacher as a function of the student's normalized input, so that both have the same x."""
 
     def __init__(self, teacher: DistillationTeacher, mean: Tensor, std: Tensor) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ class TrainingUnit(nn.Module):
         shares: Share of each term in the gradient norm at the last measurement.
 
     Raises:
-        InputError: `objective` is no objective.
+        InputError: `objective` is not an objective.
 
     Example:
         >>> from jacmatch import Distillation
@@ -94,7 +94,7 @@ class TrainingUnit(nn.Module):
         return {"loss": loss, "student_outputs": terms.student_outputs.detach(), **more, **detached}
 
     def _check_precision(self, x: Tensor) -> None:
-        """Refuse fp16 where derivatives are taken without a scale of their own, which frameworks do not know."""
+        """Refuse fp16 where derivatives are taken and not scaled: frameworks scale only the loss."""
         device, objective = x.device.type, self.objective
         half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
         if half and objective.takes_derivatives and objective.differentiation.scale is None:

@@ -1,4 +1,4 @@
-"""The look of reports, one color for each method, and figures as SVG and PNG: curves, Jacobians, figures in files.
+"""The style of reports, one color for each method, and figures as SVG and PNG: curves, Jacobians, figures in files.
 
 Every figure shows means over seeds.
 """
@@ -44,7 +44,7 @@ METHODS = {
     "purple": ("lwf+attention+jacobians", "LwF + attention + Jacobians"),
     "olive": ("oracle", "teacher fine-tuned (oracle)"),
 }
-"""The color of each method, in every report and figure: grey learns from labels alone, orange from the teacher's
+"""The color of each method, in every report and figure: gray learns from labels alone, orange from the teacher's
 outputs or values too, blue from its derivatives too. A variant after a comma (`values, 4 × steps`) has the same color
 and another dash. Other names get the unused colors."""
 DASHES = ("2 2", "7 3", "", "9 3 2 3", "4 2", "12 3", "6 2 2 2 2 2", "1 3", "14 2 2 2", "3 5")
@@ -264,7 +264,7 @@ def line_figure(
 
 
 def _draw(axes: Any, lines: Sequence[Line], only: str | None) -> None:
-    """Draw lines in their colors and dashes; with `only`, the line of that label, and the others in grey."""
+    """Draw lines in their colors and dashes; with `only`, the line of that label, and the others in gray."""
     for style, line in zip(styles([line.label for line in lines]), lines, strict=True):
         if only is not None and line.label != only:
             axes.plot(line.x, line.mean, color=_PALE, linewidth=0.9, zorder=1)

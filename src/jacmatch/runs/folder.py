@@ -106,7 +106,7 @@ def _version(package: str) -> str | None:
 TRAINING_JOBS = frozenset({"train", "distill", "robust", "transfer", "surrogate"})
 _GENERAL = ("job", "version", "seed", "seconds", "settings")
 _TRAINING = ("teacher", "student", "agreement", "samples_per_second", "peak_memory_bytes")
-# Lowest, highest, may it be null. An accuracy above 1 is a percentage that somebody forgot to divide.
+# Lowest, highest, whether null is allowed. An accuracy above 1 is a percentage.
 _RANGES = {
     "seed": (-math.inf, math.inf, False),
     "seconds": (0.0, math.inf, False),
@@ -120,7 +120,7 @@ _RANGES = {
     "jacobian_relative_error": (0.0, math.inf, True),
 }
 _WHOLE = ("seed", "peak_memory_bytes", "parameters")
-_SHOWN = 120  # letters of a value in a message
+_SHOWN = 120  # characters of a value in a message
 _ROUNDING = 1e-5  # a cosine of float32 vectors may lie this far outside its range
 
 

@@ -27,13 +27,13 @@ Fingerprints = dict[str, Fingerprint]
 INPUTS = "inputs.json"
 """The file in a run folder."""
 SINGLE, DOUBLE = 1e-4, 1e-9
-"""Up to which share of the largest number two probes agree: outputs of networks in float32, of functions in float64."""
+"""Tolerances of probes relative to the largest number: outputs of networks in float32, of functions in float64."""
 COARSE = 2e-2
 """The same on a GPU, which may round to shorter types, and for networks in 16 bits."""
 _SHOWN, _LETTERS = 8, 12  # differing names, and letters of a digest, in a message
 _LARGEST = 64  # numbers in a probe
 _INSTALLED = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib"))
-_PROJECT = ("jacmatch", "jacmatch_research")  # whose versions a run says
+_PROJECT = ("jacmatch", "jacmatch_research")  # whose versions a run records
 _ABSENT = object()
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

@@ -37,7 +37,7 @@ class Reproduce(Request):
     examples: ClassVar[tuple[str, ...]] = ("grasp --smoke", "distillation --data cifar10:DIR --seeds 3 --workers 2")
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Measures the cells that are missing; returns the tables that are written to the run folder."""
+        """Measure the cells that are missing; return the tables that are written to the run folder."""
         experiment = self._checked()
         start = time.perf_counter()
         with progress or Progress() as shown, one_thread():
@@ -109,7 +109,7 @@ class Reproduce(Request):
         return _unique([cell for cell in cells if not self.rows or cell.row in self.rows])
 
     def _measure_all(self, run: Run, cells: list[Cell], facts: dict[str, Any], progress: Progress) -> None:
-        """Measures what is not stored yet, and stores each cell when it is done."""
+        """Measure what is not stored yet, and store each cell when it is done."""
         missing = [cell for cell in cells if not self._child(run, cell).finished]
         advance = progress.training(f"{self.name}: {len(cells)} cells", len(cells))
         done = len(cells) - len(missing)
