@@ -9,7 +9,7 @@ from jacmatch.report.figures import PALETTE, Line, svg
 def by_columns(
     results: Mapping[tuple[str, str], Mapping[str, Any]], rows: Sequence[str], columns: Sequence[str]
 ) -> list[Line]:
-    """A line for each row over the columns 0, 1, 2, …, in per cent; columns that a row does not have are left out."""
+    """A line for each row over the columns 0, 1, 2, …, in percent; columns that a row does not have are left out."""
     lines = []
     for row in rows:
         have = [(position, results[row, column]) for position, column in enumerate(columns) if (row, column) in results]

@@ -41,7 +41,7 @@ def grid(
 ) -> list[tuple[str, ...]]:
     """The rows of a table: the name of each row, and a mean ± standard deviation for each column.
 
-    By default all rows and columns, in their order; the factor 100 gives per cent.
+    By default all rows and columns, in their order; the factor 100 gives percent.
     """
     results = spreads(document, measure)
     across = names(document, "column") if columns is None else columns
@@ -97,7 +97,7 @@ def fidelity(document: Document) -> Table:
         for row in names(document, "row")
     ]
     notes = (
-        "Agreement: share of test images with the teacher's largest output. Cosine: of the two Jacobian rows of the "
+        "Agreement: fraction of test images with the teacher's top class. Cosine: of the two Jacobian rows of the "
         "teacher's top class; error: ‖J_S − J_T‖ / ‖J_T‖ over all rows. ECE: expected calibration error, 15 bins. "
         "Noise: Gaussian, with a standard deviation of 0.2 of that of the data.",
         origin(document),

@@ -181,18 +181,18 @@ def _tables(document: Document) -> list[Table]:
             for row in rows
         ),
         (
-            f"Mean ± standard deviation over seeds: {seeds_of(document)}. Landmark error: mean distance in per cent of "
+            f"Mean ± standard deviation over seeds: {seeds_of(document)}. Landmark error: mean distance in percent of "
             f"that of the eyes; converged: below {CONVERGED} %. Evaluations: how often an image is sampled for a face.",
-            "Cutting out the window of the face is not counted.",
+            "Cropping the window of the face is not counted.",
             "Calls: of the fitter, for the training set; used: results that did not fail; jumps: partials that "
             "change by more than half of their length if the step is halved.",
-            made(document, "CPU, one thread beside other work"),
+            made(document, "CPU, one thread, with other work running"),
         ),
     )
     tables = [main, _aim(document)]
     for name, title, scale, digits in (
-        ("error", "Landmark error in per cent, by the distance of the first guess", 1, 1),
-        ("converged", "Basin of convergence: share of converged fits in per cent, by that distance", 100, 0),
+        ("error", "Landmark error in percent, by the distance of the first guess", 1, 1),
+        ("converged", "Basin of convergence: share of converged fits in percent, by that distance", 100, 0),
     ):
         parts = {distance: spreads(document, f"{name} {distance:g}") for distance in DISTANCES}
         lines = tuple((row, *(_entry(parts[d].get((row, "all")), scale, digits) for d in DISTANCES)) for row in rows)
@@ -214,7 +214,7 @@ def _aim(document: Document) -> Table:
             rows.append((row, *texts, "yes" if holds else "no"))
     return Table(
         "aim",
-        f"In per cent of NEWUOA's, from a first guess that is wrong by {NEAR:g}",
+        f"In percent of NEWUOA's, from a first guess that is wrong by {NEAR:g}",
         ("way to fit", "landmark error", "median", "evaluations", "time", "≤ 110 and ≤ 1"),
         tuple(rows),
     )

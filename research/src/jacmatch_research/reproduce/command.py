@@ -90,8 +90,8 @@ class Reproduce(Request):
         experiment = EXPERIMENTS[self.name]
         for name in self.given(experiment.takes):
             others = ", ".join(other for other, each in EXPERIMENTS.items() if name in each.takes)
-            rule = f"`--{name.replace('_', '-')}` of `reproduce` does not belong to `{self.name}`."
-            raise InputError(rule, got=getattr(self, name), do=f"Leave it out; it belongs to: {others}.")
+            rule = f"`--{name.replace('_', '-')}` of `reproduce` does not apply to `{self.name}`."
+            raise InputError(rule, got=getattr(self, name), do=f"Omit it; it applies to: {others}.")
         device = find_device(self.device)
         if self.workers > 1 and device.type != "cpu":
             raise InputError("`--workers` of `reproduce` must be 1 on a GPU.", got=self.workers)

@@ -225,7 +225,7 @@ RECIPES: dict[str, Recipe] = {
     "mixed: KL + row, 0.3": Recipe(_MIXED, 0.3),
     "mixed: KL + row, 0.5": Recipe(_MIXED, 0.5),
 }
-"""What the default was chosen from, on validation images."""
+"""Candidates for the default, compared on validation images."""
 
 
 def optimizer_of(name: str, student: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -424,7 +424,7 @@ DEFAULTS = Experiment(
 )
 
 DEFAULTS_GRID = Experiment(
-    "what the default of `Distillation` was chosen from, on validation images",
+    "candidates for the default of `Distillation`, on validation images",
     _grid_cells,
     _measure_validation,
     _grid_tables,

@@ -71,7 +71,7 @@ def _prepare(request: Request, progress: Any) -> dict[str, Any]:
 
 
 FEWER_PASSES = students.experiment(
-    "what cheaper derivatives cost in accuracy: every n-th step, a part of the batch, views that return",
+    "the accuracy lost by cheaper derivatives: every n-th step, a part of the batch, views that repeat",
     _cells,
     _tables,
     prepare=_prepare,

@@ -110,7 +110,7 @@ def _tables(document: Document) -> list[Table]:
         f"Drift: root mean square of H(t) − H(0), H with the potential's energy, over {options['simulated']:,} steps "
         f"of {time_step:.1f} fs in {options['clusters']} clusters; own energy: the same with the network's. Lost: "
         f"seeds in which H changed by more than {LOST} meV because atoms collided; the mean leaves them out.",
-        made(document, "CPU, one thread beside other work"),
+        made(document, "CPU, one thread, with other work running"),
     )
     head = ("configurations and what is matched", *(heading for heading, _ in MEASURES.values()))
     differences = tuple(

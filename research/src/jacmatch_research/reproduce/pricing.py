@@ -247,7 +247,7 @@ def _tables(document: Document) -> list[Table]:
             "Seconds of training",
             head,
             tuple(grid(document, "train_seconds", scale=1, digits=1)),
-            ("One thread, beside other work on the machine: neither the numbers nor their ratios are exact.",),
+            ("One thread, with other work on the machine: neither the numbers nor their ratios are exact.",),
         ),
     ]
 

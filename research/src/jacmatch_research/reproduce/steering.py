@@ -149,7 +149,7 @@ def _tables(document: Document) -> list[Table]:
         made(document),
     )
     compared = {"{}": METHODS, "{}, below the limits": (FREE[VALUES], FREE[DERIVATIVES])}
-    title = "Networks in place of the scheduled, saturated controller"
+    title = "Networks instead of the scheduled, saturated controller"
     return [
         measured(document, "controllers", title, MEASURES, ROWS, notes),
         saved(document, "Samples", (*MEASURES[:2], ("regret", "regret, %", 100, 2)), compared),
@@ -217,5 +217,5 @@ def _unstable(document: Document, rows: Sequence[str]) -> list[Any]:
     return [type(line)(line.label, line.x, [100.1 - mean for mean in line.mean]) for line in lines]
 
 
-_ABOUT = "four-wheel against two-wheel steering by LQR, and networks that stand in for the controller"
+_ABOUT = "four-wheel against two-wheel steering by LQR, and networks that replace the controller"
 STEERING = Experiment(_ABOUT, _cells, _measure, _tables, _figure, _prepare)

@@ -164,8 +164,8 @@ def _functions(document: Document) -> list[str]:
 
 def _tables(document: Document) -> list[Table]:
     notes = (
-        f"RMSE at {_TEST} new points of the box, in % of the unit: of the standard deviation of the values, and for "
-        "partials of that over the standard deviation of the input. Mean ± standard deviation over seeds (of points "
+        f"RMSE at {_TEST} new points of the box, in % of the unit: the standard deviation of the values, which for "
+        "partials is divided by the standard deviation of the input. Mean ± standard deviation over seeds (of points "
         f"and weights): {seeds_of(document)}.",
         made(document),
     )
@@ -236,5 +236,5 @@ def _figure(document: Document) -> bytes:
     return line_figure(panels, x_label="points", y_label="RMSE, % of the unit", log_x=True, log_y=True)
 
 
-_ABOUT = "what model, activation, weight and choice of points do to a surrogate, with and without partials"
+_ABOUT = "effects of model, activation, weight and choice of points on a surrogate, with and without partials"
 SURROGATE_TABLE = Experiment(_ABOUT, _cells, _measure, _tables, _figure)

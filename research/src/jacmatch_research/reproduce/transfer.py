@@ -1,4 +1,4 @@
-"""Transfer from a pretrained teacher to another architecture: the paper's rows, and recipes with unlabelled images."""
+"""Transfer from a pretrained teacher to another architecture: the paper's rows, and recipes with unlabeled images."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -445,18 +445,18 @@ def _recipes(document: Document) -> list[Table]:
     facts = document["facts"]
     teacher, student = facts["teacher"], facts["student"]["model"]
     shown_rows = " ".join(row for row, _ in keys)
-    many = ", 2 with 5000 unlabelled images" if "5000" in shown_rows else ""
+    many = ", 2 with 5000 unlabeled images" if "5000" in shown_rows else ""
     larger = f"Larger student: {LARGER_VGG}. " if _LARGER in shown_rows else ""
     note = (
         f"Teacher {teacher['model']} at {teacher['size']} pixels, student {student}, {facts['steps']} steps with "
-        f"batches of 64, evaluated on {facts['judged']} test images, {' and '.join(columns)} labelled images per "
+        f"batches of 64, evaluated on {facts['judged']} test images, {' and '.join(columns)} labeled images per "
         f"class; the teacher sees each image in {_VIEWS} views{many}. {larger}Gain: over labels at mixed pairs "
         "with the same seeds and student. Cosine and relative error: on new images, of the products that the row "
         f"compares; if it compares none, of one random row. {_few(document)} Converged: in the last fifth of the "
         f"steps the sum of labels and outputs, without weights, is at most {FALL:.0%} below that of 50 to 70 %, and "
         f"at least {LEARNED:.0%} below the first."
     )
-    return [Table("recipes", "Recipes with unlabelled images", head, tuple(body), (note, origin(document)))]
+    return [Table("recipes", "Recipes with unlabeled images", head, tuple(body), (note, origin(document)))]
 
 
 def _teacher_distance(document: Document, rows: list[str]) -> Table:
@@ -471,7 +471,7 @@ def _teacher_distance(document: Document, rows: list[str]) -> Table:
     ]
     head = ("n and row", "agreement %", "cosine of maps", "cosine of gradients")
     note = f"The second head's largest output, the attention maps, their largest pixels. {_few(document)}"
-    return Table("closeness", "How close the student comes to the teacher", head, tuple(body), (note,))
+    return Table("closeness", "Agreement of the student with the teacher", head, tuple(body), (note,))
 
 
 def _few(document: Document) -> str:
@@ -507,7 +507,7 @@ def _cosine_figure(document: Document, column: str, data: str) -> bytes:
     """How well each row matches the products that it compares, on new images; without a Jacobian term a random row."""
     known = {row: value for (row, at), value in spreads(document, "jacobian_cosine").items() if at == column}
     rows = [(row, known[row]["mean"], known[row]["std"]) for row in names(document, "row") if row in known]
-    return dot_figure(rows, title=f"{data}, {column} labelled images per class", x_label="cosine on new images")
+    return dot_figure(rows, title=f"{data}, {column} labeled images per class", x_label="cosine on new images")
 
 
 def _cosines(document: Document) -> list[Table]:
