@@ -13,7 +13,7 @@ VERBS = {
         f"{_SHOW}:students",
         "train a student on its teacher's outputs and Jacobians; by default on handwritten digits, in about a minute",
     ),
-    "train": Verb(f"{_JOBS}.train:Train", f"{_SHOW}:network", "train one network with labels, a teacher or a baseline"),
+    "train": Verb(f"{_JOBS}.train:Train", f"{_SHOW}:network", "train one network with labels: a teacher or a baseline"),
     "robust": Verb(
         f"{_JOBS}.robust:Robust",
         f"{_SHOW}:tables",

@@ -53,7 +53,7 @@ class _TaskUnit(TrainingUnit):
 class JacobianDistillationTask(LogitDistillationTask):  # type: ignore[misc]
     """Distillation of logits and Jacobians, with the arguments of timm's `LogitDistillationTask`.
 
-    The loss is task_weight · criterion + distill_weight · τ² KL + w · Jacobian term. Use it in place of the
+    The loss is task_weight · criterion + distill_weight · τ² KL + w · Jacobian term. Use it instead of
     `LogitDistillationTask` in timm's training script. Student and teacher are differentiated with respect to the input
     that timm's loader has normalized for the student.
 

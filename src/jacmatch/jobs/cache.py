@@ -217,7 +217,7 @@ class Cache(TeachingFields):
     cache: Path | None = None
     """Folder of the cache."""
     store: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Number type in the cache. Outputs from which a probe computes its directions are always stored in full
+    """Data type in the cache. Outputs from which a probe computes its directions are always stored in full
     precision."""
     shard_megabytes: float = 8.0
     """Size of a shard in MB; a shard has at least one batch."""

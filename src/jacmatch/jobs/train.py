@@ -1,4 +1,4 @@
-"""`jacmatch train`: one network from labels, a teacher or a baseline."""
+"""`jacmatch train`: one network from labels, as a teacher or a baseline."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

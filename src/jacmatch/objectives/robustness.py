@@ -97,7 +97,7 @@ class Robustness(Objective):
     The penalty is a sum over rows and input elements and a mean over the batch; `form` names it:
 
     - `hoffman`: ½‖J‖²_F.
-    - `squared-norm`: ‖J‖²_F, the paper's penalty for squared error with labels, λ in place of σ².
+    - `squared-norm`: ‖J‖²_F, the paper's penalty for squared error with labels, with λ for σ².
     - `piecewise-linear-cross-entropy`: ½ Σᵢ qᵢ ‖∇zᵢ − Σⱼ qⱼ ∇zⱼ‖², q = softmax(z). With λ = σ² it is the second-order
       increase of the cross-entropy under noise of standard deviation σ, where z is locally linear. Corrected form.
     - `paper-label-cross-entropy`: Σᵢ yᵢ ‖∇qᵢ‖²/qᵢ² = ‖∇ log q_y‖². Paper's form, whose coefficient differs from that of

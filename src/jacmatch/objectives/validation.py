@@ -323,7 +323,7 @@ def one_for_each(caller: str, x: Tensor, **given: Tensor | None) -> None:
 
 
 def without_ignored(labels: Tensor, ignored: int) -> Tensor:
-    """Return per-position labels with IGNORED in place of the user's `ignore_index`."""
+    """Return per-position labels with IGNORED instead of the user's `ignore_index`."""
     if ignored == IGNORED or labels.dim() < 2 or labels.is_floating_point():
         return labels
     return labels.masked_fill(labels == ignored, IGNORED)

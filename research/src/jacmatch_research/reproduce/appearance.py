@@ -182,7 +182,8 @@ def _tables(document: Document) -> list[Table]:
         ),
         (
             f"Mean ± standard deviation over seeds: {seeds_of(document)}. Landmark error: mean distance in percent of "
-            f"that of the eyes; converged: below {CONVERGED} %. Evaluations: how often an image is sampled for a face.",
+            f"the distance of the eyes; converged: below {CONVERGED} %. Evaluations: how often an image is sampled "
+            "for a face.",
             "Cropping the window of the face is not counted.",
             "Calls: of the fitter, for the training set; used: results that did not fail; jumps: partials that "
             "change by more than half of their length if the step is halved.",

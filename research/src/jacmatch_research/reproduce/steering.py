@@ -1,4 +1,4 @@
-"""Four-wheel and two-wheel steering, and networks in place of the controller."""
+"""Four-wheel and two-wheel steering, and networks instead of the controller."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""Networks in place of the controller: their training data, and drives with them."""
+"""Networks instead of the controller: their training data, and drives with them."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
