@@ -272,8 +272,8 @@ def _differences(document: Document) -> str:
         "paper VGG-9 on CIFAR-100. Penalty λ‖J‖²_F, with J the Jacobian of the logits with respect to normalized "
         f"inputs, estimated by one random row; {settings['steps']} steps of {settings['batch_size']} images with Adam "
         f"in {settings.get('precision', '32').replace('32', 'float32')}; rows with '{_TWICE}' take as many passes as "
-        "rows with a penalty. The paper does not give: form of the penalty, one class or all, augmentation, batch size, "
-        "seeds, and whether the noise is Gaussian; here it is, without clipping. With noise: mean over three draws."
+        "rows with a penalty. The paper does not give: form of the penalty, one class or all, augmentation, batch "
+        "size, seeds, and whether the noise is Gaussian (here it is, without clipping). With noise: mean over 3 draws."
     )
 
 
