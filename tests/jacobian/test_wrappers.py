@@ -23,12 +23,12 @@ def test_where_the_wrapper_stands(group, monkeypatch):
     student, x = nn.Linear(3, 2), torch.randn(4, 3)
     objective = Distillation(student, nn.Linear(3, 2), labels=0, jacobians=0.3)
     monkeypatch.setattr(distributed, "get_world_size", lambda *_: 2)
-    check_wrapping(objective, student)
+    check_wrapping(objective, student, derived=True)
     monkeypatch.undo()
     apart = DistributedDataParallel(student)
     assert wraps_apart(objective, student)
     monkeypatch.setattr(distributed, "get_world_size", lambda *_: 2)
-    with pytest.raises(UnsupportedError, match=r"around the student.*Wrap the objective"):
+    with pytest.raises(UnsupportedError, match="must not be wrapped in DistributedDataParallel.*Wrap the objective"):
         objective(x)
     monkeypatch.undo()
     whole = DistributedDataParallel(objective)

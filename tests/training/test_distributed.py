@@ -196,7 +196,20 @@ def wrapped_by_a_user():
 def two_more(folder):
     trained = regression()
     fit(trained, NUMBERS, replace(FIVE, shard=True), seed=2)
-    return trained.state_dict(), wrapped_by_a_user()
+    rows = sharded_by_a_user(Regression(network(1), network(2).eval(), probe=RandomOutputs(1), jacobians=1.0))
+    return trained.state_dict(), wrapped_by_a_user(), sharded_by_a_user(regression()), rows
+
+
+def sharded_by_a_user(objective):
+    """The gradients of a whole batch in each process, under FSDP2 as PyTorch gives it; or the refusal."""
+    from torch.distributed.fsdp import fully_shard  # slow to import
+
+    fully_shard(objective.student)
+    try:
+        objective(NUMBERS.inputs(), NUMBERS.y)["loss"].backward()
+    except UnsupportedError as error:
+        return str(error)
+    return [parameter.grad.full_tensor() for parameter in objective.parameters()]
 
 
 @pytest.mark.ci
@@ -210,6 +223,11 @@ def test_a_regression_is_sharded_and_a_bias_without_gradient_does_not_stop_ddp(t
     weight, bias = first[1][0], first[1][3]
     assert weight.abs().max() > 0
     assert not bias.any()
+    alone = regression()
+    alone(NUMBERS.inputs(), NUMBERS.y)["loss"].backward()
+    for parameter, gradient in zip(alone.parameters(), first[2], strict=True):
+        assert torch.allclose(parameter.grad, gradient, atol=1e-6)
+    assert "cannot be combined with derivatives by the reverse engine" in first[3]
 
 
 @pytest.mark.parametrize("engine", ["auto", "forward", "reverse", "differences"])

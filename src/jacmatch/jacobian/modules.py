@@ -231,15 +231,16 @@ def in_several_processes() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def check_wrapping(objective: nn.Module, student: nn.Module) -> None:
+def check_wrapping(objective: nn.Module, student: nn.Module, *, derived: bool) -> None:
     """Reject a student that is wrapped in DistributedDataParallel without its objective; searches for it once.
 
     The passes of an objective bypass such a wrapper, so it would average only part of the gradient, if any.
     """
-    if in_several_processes() and wraps_apart(objective, student):
+    alone = derived and isinstance(student, DistributedDataParallel)
+    if alone or (in_several_processes() and wraps_apart(objective, student)):
         raise UnsupportedError(
-            "DistributedDataParallel is around the student, not the objective: gradients of derivatives would not "
-            "be averaged. Wrap the objective: DistributedDataParallel(objective), and call that."
+            f"`student` of `{type(objective).__name__}` must not be wrapped in DistributedDataParallel: gradients of "
+            "derivatives would not be averaged. Wrap the objective: DistributedDataParallel(objective), and call that."
         )
 
 

@@ -54,7 +54,7 @@ JVP_ENGINES = ("forward", "reverse", "differences")
 _SAMPLES, _SIGNATURES = 4, 256
 _BRANCHES = 16
 """Number of branches of a signature that are all checked; of later ones, only each 2ᵏ-th is."""
-_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel", "SyncBatchNorm")
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DataParallel", "SyncBatchNorm")
 
 
 class Comparison:

@@ -199,6 +199,21 @@ class Objective(nn.Module):
         """
         return self.differentiation.resolved_engine() if self.takes_derivatives else None
 
+    def check_sharded(self) -> None:
+        """Refuse what FSDP2 cannot do, and choose forward mode: engines are not verified on sharded weights."""
+        engine, rule = self.resolved_engine(), "FSDP2 (`shard` of `Training`) cannot be combined with"
+        if engine == "reverse":
+            raise UnsupportedError(
+                f"{rule} derivatives by the reverse engine: FSDP2 frees the weights of a layer after its backward pass,"
+                " and the second derivative needs them again. Use --probe random-inputs, whose engine is then forward "
+                "(or --engine differences), or leave FSDP2 out."
+            )
+        if any(isinstance(weight, GradientShare) and weight for weight in self.loss_weights.weights.values()):
+            reason = "to measure a share, the unsharded gradient of each term is needed. Use a fixed weight"
+            raise UnsupportedError(f"{rule} a weight that is a `GradientShare`: {reason} (--jacobian-weight).")
+        if engine == "auto":
+            self.differentiation.engine = "forward"
+
     def not_compiled(self) -> str | None:
         """Return why the steps of this objective are not compiled; None where they are."""
         return self.differentiation.not_compiled() if self.takes_derivatives else None
@@ -243,7 +258,9 @@ class Objective(nn.Module):
 
     def _terms_of_call(self, *args: Any, **kwargs: Any) -> Terms:
         if not self._wrapping_checked:
-            check_wrapping(self, self.student)
+            check_wrapping(self, self.student, derived=self.takes_derivatives)
+            if any(hasattr(each, "full_tensor") for each in self.student.parameters()):
+                self.check_sharded()
             self._wrapping_checked = True
         given: dict[str, Any] = {**dict(zip("xy", args, strict=False)), **kwargs}
         x, y = given.get("x"), given.get("y")
@@ -369,12 +386,6 @@ class Objective(nn.Module):
     def _call(self, progress: float | int) -> Call:
         """Return what this call has to compute; the state does not change yet."""
         derived = self.takes_derivatives
-        if derived and isinstance(self.student, nn.parallel.DistributedDataParallel):
-            raise UnsupportedError(
-                f"`student` of `{type(self).__name__}` must not be wrapped in DistributedDataParallel: a derivative of "
-                "its derivatives is not reduced over the processes. Wrap the objective: "
-                "DistributedDataParallel(objective)."
-            )
         due = derived and not (self.training and self.calls % self.every)
         factor = self.schedule(progress) if due else 0.0
         measured = False

@@ -77,7 +77,6 @@ class Part:
     rank: int  # rank of this process, from 0
     ranks: int  # number of processes
     samples: int  # number of samples of the whole batch
-    measured: bool = True  # whether the shares of the gradient norm can be measured; not if parameters are sharded
 
     def own(self, first: int) -> int:
         """Return how many of the first `first` samples of the whole batch this process has."""

@@ -168,7 +168,7 @@ class LossWeights:
             UnsupportedError: the graph is cut: a term lacks all or part of its gradient, although its value is large
                 enough to have one.
         """
-        if self.part is not None and not self.part.measured:
+        if any(hasattr(each, "full_tensor") for each in parameters):  # sharded: see `Objective.check_sharded`
             return True
         measured = _norms(unweighted, parameters, self._whole(parameters, firsts or {}))
         norms = {name: float(measured.get(name, 0.0)) for name in unweighted}

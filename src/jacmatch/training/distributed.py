@@ -29,7 +29,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jacmatch.errors import ElsewhereError, InputError, UnsupportedError, converted_errors
-from jacmatch.objectives import GradientShare, Objective, Terms
+from jacmatch.objectives import Objective, Terms
 from jacmatch.objectives.base import networks_of
 from jacmatch.objectives.terms import Part
 from jacmatch.training.configuration import Training
@@ -136,14 +136,14 @@ class Shared(nn.Module):
     the processes must not wait for one.
     """
 
-    def __init__(self, objective: nn.Module, ranks: ProcessGroup, measured: bool) -> None:
+    def __init__(self, objective: nn.Module, ranks: ProcessGroup) -> None:
         super().__init__()
-        self.objective, self.ranks, self.measured = objective, ranks, measured
+        self.objective, self.ranks = objective, ranks
         self.shares: dict[str, float] = {}
 
     def forward(self, batch: Batch, samples: int, progress: float) -> dict[str, Tensor]:
         """The terms: their mean over the processes is that over the batch, of `samples` samples."""
-        part = Part(self.ranks.rank, self.ranks.size, samples, self.measured)
+        part = Part(self.ranks.rank, self.ranks.size, samples)
         known = self.objective if isinstance(self.objective, Objective) else None
         with nullcontext() if known is None else known.loss_weights.in_part(part):
             terms: Terms = self.objective(batch.x, batch.y, **batch.keywords(), progress=progress)
@@ -157,7 +157,7 @@ def distribute(objective: nn.Module, ranks: ProcessGroup, device: torch.device) 
     without_synchronized_statistics(objective)
     with warnings.catch_warnings():
         return DistributedDataParallel(
-            Shared(objective, ranks, measured=True),
+            Shared(objective, ranks),
             device_ids=[device] if device.type == "cuda" else None,
             find_unused_parameters=True,  # a Jacobian term gives biases no gradient at all
         )
@@ -189,30 +189,16 @@ def sharded(objective: nn.Module, ranks: ProcessGroup, device: torch.device) -> 
         rule = "`shard` of `Training` needs several processes, over which the weights are sharded."
         raise InputError(rule, got="one", do="Start more (--devices N, or torchrun).")
     without_synchronized_statistics(objective)
-    known = objective if isinstance(objective, Objective) else None
-    engine = None if known is None else known.resolved_engine()
-    if engine == "reverse":
-        raise UnsupportedError(
-            "`shard` of `Training` cannot be combined with derivatives by the reverse engine: FSDP2 frees the weights "
-            "of a layer after its backward pass, and the second derivative needs them again. Use --probe "
-            "random-inputs, whose engine is then forward (or --engine differences), or leave `shard` out."
-        )
-    weights = {} if known is None else known.loss_weights.weights
-    if any(isinstance(weight, GradientShare) and weight for weight in weights.values()):
-        raise UnsupportedError(
-            "`shard` of `Training` cannot be combined with a weight that is a `GradientShare`: to measure a share, the "
-            "unsharded gradient of each term is needed. Use a fixed weight (--jacobian-weight)."
-        )
     _, teacher = networks_of(objective)
     trained: Any = copy.deepcopy(objective, {id(teacher): teacher})
     trained = trained.to(device).train()
-    if engine == "auto":
-        trained.differentiation.engine = "forward"
+    if isinstance(trained, Objective):
+        trained.check_sharded()
     mesh = init_device_mesh(device.type, (ranks.size,))
     for child in trained.student.children():
         if any(parameter.requires_grad for parameter in child.parameters()):
             fully_shard(child, mesh=mesh)
-    unit = Shared(trained, ranks, measured=False)
+    unit = Shared(trained, ranks)
     fully_shard(unit, mesh=mesh)
     return unit
 
