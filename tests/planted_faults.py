@@ -94,7 +94,7 @@ FAULTS = {
     ),
     "the weight's part of a row's derivative is lost": Fault(
         "jacobian/rules/convolution.py",
-        "by_weight = ctx.needs_input_grad[1] and not (Toward.input and ctx.are_parameters)",
+        "by_weight = ctx.needs_input_grad[1] and not (is_toward_input() and ctx.are_parameters)",
         "by_weight = False",
         "tests/jacobian/test_derivative_rules.py",
     ),

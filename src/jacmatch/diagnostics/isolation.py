@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import run
-from jacmatch.jacobian.callables import seed_generators
+from jacmatch.jacobian.callables import preserved_buffers, seed_generators
 from jacmatch.jacobian.engine_checks import is_small
 from jacmatch.jacobian.finite_differences import derivative_along, tolerance_for
-from jacmatch.jacobian.modules import preserved_buffers
 from jacmatch.objectives.base import Objective, networks_of
 from jacmatch.teachers import Answer, MemoizedTeacher, Question, Teacher
 

@@ -30,14 +30,14 @@ from jacmatch.diagnostics.isolation import (
 )
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import run
-from jacmatch.jacobian.callables import preserved_generators, seed_generators
+from jacmatch.jacobian.callables import preserved_buffers, preserved_generators, seed_generators
 from jacmatch.jacobian.engine_checks import is_small
-from jacmatch.jacobian.engines import graph_leaves, parameter_gradients
+from jacmatch.jacobian.engines import JVP_ENGINES, graph_leaves, parameter_gradients
 from jacmatch.jacobian.findings import PREFLIGHT, Finding, fault
 from jacmatch.jacobian.finite_differences import derivative_along, plain, relative_difference
 from jacmatch.jacobian.function import Function
-from jacmatch.jacobian.modules import in_mode, preserved_buffers
-from jacmatch.jacobian.verification import JVP_ENGINES, comparison_of, isolated, unverified
+from jacmatch.jacobian.modules import in_mode
+from jacmatch.jacobian.verification import comparison_of, isolated, unverified
 from jacmatch.objectives.base import Objective, networks_of
 from jacmatch.teachers import EnsembleTeacher, MemoizedTeacher, ModuleTeacher, Question, Teacher
 

@@ -7,6 +7,7 @@ given module (`verification`; `jacmatch.diagnostics` has the checks of whole net
 
 from jacmatch.former_names import lookup
 from jacmatch.jacobian.arguments import Arguments, Edges, Inputs, Nodes, Shared
+from jacmatch.jacobian.callables import preserved_buffers
 from jacmatch.jacobian.engines import gradient_norms
 from jacmatch.jacobian.estimators import (
     ESTIMATORS,
@@ -26,7 +27,7 @@ from jacmatch.jacobian.estimators import (
 )
 from jacmatch.jacobian.features import from_embeddings, output_tensor, run
 from jacmatch.jacobian.function import Products
-from jacmatch.jacobian.modules import BatchNormPolicy, Module, preserved_buffers, twice_differentiable
+from jacmatch.jacobian.modules import BatchNormPolicy, Module, twice_differentiable
 from jacmatch.jacobian.products import Engine, jacobian, jvp, jvp_products, vjp, vjp_products
 from jacmatch.jacobian.readouts import (
     READOUTS,

@@ -367,14 +367,6 @@ class Arguments:
 
         A tensor whose first dimension is the batch belongs to the samples; one with as many rows as `Nodes` has nodes
         belongs to the nodes. Everything else, and values in `Shared`, are passed unchanged.
-
-        Args:
-            caller: Name of the caller, for error messages.
-            x: A tensor, `Inputs`, `Nodes`, or a dictionary of tensors.
-            context: Keyword arguments by name; an `Arguments` is returned unchanged.
-
-        Raises:
-            InputError: `context` is not a dictionary with string keys, or contains NumPy arrays.
         """
         if isinstance(context, Arguments):
             return x, context

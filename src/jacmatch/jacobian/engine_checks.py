@@ -6,8 +6,7 @@ allows.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -231,9 +230,9 @@ def _judge_gradient(
     # a missing part may happen to be small along one direction; for a large network two take too long
     several = not reference.single and sum(q.numel() for q in parameters) <= MANY_PARAMETERS
     for _ in range(1 + several):
-        moves = [torch.randn(q.shape, generator=generator, device="cpu").to(q) * _step(q) for q in parameters]
+        moves = _moves(parameters, generator)
         expected, size = _derivative(gradients, moves)
-        penalty_at = _penalties(engine, parameters, moves, reference)
+        penalty_at = _along(moves, parameters, lambda: engine(reference.function, reference.x).products.square().sum())
         if reference.single:
             with torch.no_grad():
                 truth = (penalty_at(SMALLEST_STEP) - penalty.detach()) / SMALLEST_STEP
@@ -271,18 +270,13 @@ def _judge_gradient_of_zero(
         return None
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(exact.products.shape, generator=generator, device="cpu").to(exact.products)
-    moves = [torch.randn(q.shape, generator=generator, device="cpu").to(q) * _step(q) for q in parameters]
+    moves = _moves(parameters, generator)
     expected, _ = _derivative(parameter_gradients((exact.products * weights).sum(), parameters), moves)
     if not reference.fine or abs(expected) <= _STILL * _scale(exact):
         return None
-    differences = []
+    sum_at = _along(moves, parameters, lambda: (engine(reference.function, reference.x).products * weights).sum())
     with torch.no_grad():
-        for h in (1e-5, 1e-3):
-            sums = []
-            for step in (h, -h):
-                with _moved(parameters, moves, step):
-                    sums.append(float((engine(reference.function, reference.x).products * weights).sum()))
-            differences.append((sums[0] - sums[1]) / (2 * h))
+        differences = [float(sum_at(h) - sum_at(-h)) / (2 * h) for h in (1e-5, 1e-3)]
     apart = min(abs(each - expected) for each in differences)
     return findings.wrong_gradient(name, apart / abs(expected), certain=True) if apart > abs(expected) / 3 else None
 
@@ -317,8 +311,11 @@ def _rounding(name: str, own: Products, function: Function, exact: list[Tensor |
     return findings.rounded(f"The parameter gradient of a penalty by engine '{name}'", own.products.dtype, error)
 
 
-def _step(parameter: Tensor) -> Tensor:
-    return parameter.detach().square().mean().sqrt() + 1e-3
+def _moves(parameters: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Return a random direction for each parameter, of the size of its numbers."""
+    sizes = [q.detach().square().mean().sqrt() + 1e-3 for q in parameters]
+    draws = [torch.randn(q.shape, generator=generator, device="cpu").to(q) for q in parameters]
+    return [draw * size for draw, size in zip(draws, sizes, strict=True)]
 
 
 def _derivative(gradients: list[Tensor | None], moves: list[Tensor]) -> tuple[float, float]:
@@ -328,29 +325,20 @@ def _derivative(gradients: list[Tensor | None], moves: list[Tensor]) -> tuple[fl
     return float(products.sum()), size_of_sum(products)
 
 
-def _penalties(
-    engine: EngineRun, parameters: list[Tensor], moves: list[Tensor], reference: Reference
-) -> Callable[[float], Tensor]:
-    """Return the penalty as a function of the step along a move of the parameters, which are restored each time."""
+def _along(moves: list[Tensor], parameters: list[Tensor], value: Callable[[], Tensor]) -> Callable[[float], Tensor]:
+    """Return a value as a function of the step along a move of the parameters, which are restored each time."""
 
     def at(step: float) -> Tensor:
-        with _moved(parameters, moves, step):
-            return engine(reference.function, reference.x).products.square().sum()
+        saved = [q.detach().clone() for q in parameters]
+        try:
+            for q, before, move in zip(parameters, saved, moves, strict=True):
+                q.data.copy_(before + step * move)  # `data`: graphs that hold the parameter remain valid
+            return value()
+        finally:
+            for q, before in zip(parameters, saved, strict=True):
+                q.data.copy_(before)
 
     return at
-
-
-@contextmanager
-def _moved(parameters: list[Tensor], moves: list[Tensor], step: float) -> Iterator[None]:
-    """Move the parameters within the context."""
-    saved = [q.detach().clone() for q in parameters]
-    try:
-        for q, before, move in zip(parameters, saved, moves, strict=True):
-            q.data.copy_(before + step * move)  # `data`: graphs that hold the parameter remain valid
-        yield
-    finally:
-        for q, before in zip(parameters, saved, strict=True):
-            q.data.copy_(before)
 
 
 def _ordinary_gradient_is_right(
@@ -362,11 +350,7 @@ def _ordinary_gradient_is_right(
     with torch.no_grad():
         seed_generators(SEED, reference.x.device)
         values_at = replayed_values(reference.function, reference.x)
-
-        def at(step: float) -> Tensor:
-            with _moved(parameters, moves, step):
-                return (values_at(reference.x) * reference.rows[0]).sum()
-
+        at = _along(moves, parameters, lambda: (values_at(reference.x) * reference.rows[0]).sum())
         truth, uncertainty = derivative_along(at, reference.fine, reference.x.dtype)
     error = abs(expected - float(truth)) / max(abs(float(truth)), size)
     return error <= (max(1e-5, 3 * uncertainty) if reference.fine else tolerance_for(uncertainty, False))

@@ -312,7 +312,7 @@ def reverse_jvp(function: Function, x: Tensor, tangents: Tensor) -> Products:
     return result if differentiable else _detached(result)
 
 
-def difference_jvp(function: Function, x: Tensor, tangents: Tensor, step: float | None) -> Products:
+def difference_jvp(function: Function, x: Tensor, tangents: Tensor, step: float | None = None) -> Products:
     """Return Jv from values; every pass has the same random numbers, and only the pass at x writes the buffers."""
     values_at = replayed(function, x)  # first, since the pass at x advances the generator
     with twice_differentiable(function.module, function.batch_norm, statistics=True) as frozen:
@@ -325,6 +325,14 @@ def difference_jvp(function: Function, x: Tensor, tangents: Tensor, step: float 
             values_at if frozen is None else frozen.replayed(values_at), x, tangents, step=sizes
         )
     return Products(outputs, values, products, features, "differences")
+
+
+JVP_ENGINES: dict[str, Callable[[Function, Tensor, Tensor], Products]] = {
+    "forward": forward_jvp,
+    "reverse": reverse_jvp,
+    "differences": difference_jvp,
+}
+"""The engines for Jv in the order in which `auto` tries them."""
 
 
 def parameter_gradients(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool = True) -> list[Tensor | None]:

@@ -14,6 +14,7 @@ References:
 
 import math
 from dataclasses import astuple, dataclass, field, replace
+from functools import reduce
 from typing import Any, ClassVar, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -381,13 +382,7 @@ class DataPairs(_Products):
     ) -> float:
         """The variance of ‖Mv‖² over `tangents`, all possible directions of a sample, equally likely.
 
-        Args:
-            matrix: M.
-            tangents: `probes.data_pairs` from the sample to each of the other data points, flattened.
-            **unused: Keywords of other probes, ignored.
-
-        Raises:
-            UnsupportedError: `tangents` is missing: the variance depends on the data.
+        These are `probes.data_pairs` from the sample to each of the other data points, flattened.
         """
         if tangents is None:
             raise UnsupportedError(
@@ -432,11 +427,7 @@ class SubspaceInputs(_Products):
         whole_number("`k` of `SubspaceInputs`", self.k)
 
     def fitted(self, x: Float[Tensor, "sample *input"], seed: int = 0) -> "SubspaceInputs":
-        """Return the probe with the basis of these inputs.
-
-        Args:
-            x: Training inputs.
-            seed: Chooses the pairs of `data`.
+        """Return the probe with the basis of these training inputs; the seed chooses the pairs of `data`.
 
         Raises:
             InputError: The inputs span fewer than k dimensions.
@@ -455,11 +446,7 @@ class SubspaceInputs(_Products):
         return replace(self, vectors=vectors.float())
 
     def directions(self, *, x: Inputs, ids: Ids, seed: int, draw: int, **unused: object) -> OnInputs:
-        """Ug/√P.
-
-        Raises:
-            InputError: The basis is not fitted, or it was fitted to inputs of another size.
-        """
+        """Ug/√P; the basis must be fitted to inputs of this size, unless it is `dct`."""
         given = needed(x, "x", "SubspaceInputs")
         shape = tuple(given.shape[1:])
         vectors = self._basis(shape).to(given)
@@ -490,9 +477,8 @@ def cosines(shape: tuple[int, ...], k: int) -> Float[Tensor, "k column"]:
     """
     channels, sides = (shape[0], shape[1:]) if len(shape) > 1 else (1, shape)
     if k > math.prod(shape):
-        raise InputError(
-            f"`k` of `SubspaceInputs` (`--probe-dimensions`) must be at most {math.prod(shape)} here.", got=k
-        )
+        rule = f"`k` of `SubspaceInputs` (`--probe-dimensions`) must be at most {math.prod(shape)} here."
+        raise InputError(rule, got=k)
     waves = []
     for side in sides:
         n = torch.arange(side, dtype=torch.float64)
@@ -501,16 +487,9 @@ def cosines(shape: tuple[int, ...], k: int) -> Float[Tensor, "k column"]:
         waves.append(wave)
     indices = torch.cartesian_prod(*(torch.arange(side) for side in sides)).reshape(-1, len(sides))
     indices = indices[indices.square().sum(1).argsort(stable=True)][: -(-k // channels)]
-    rows = []
-    for index in indices.tolist():
-        product = waves[0][index[0]]
-        for wave, number in zip(waves[1:], index[1:], strict=True):
-            product = torch.outer(product.flatten(), wave[number])
-        for channel in range(channels):
-            row = torch.zeros(channels, math.prod(sides), dtype=torch.float64)
-            row[channel] = product.flatten()
-            rows.append(row.flatten())
-    return torch.stack(rows[:k]).float()
+    products = (reduce(torch.kron, map(Tensor.__getitem__, waves, index)) for index in indices.tolist())
+    unit = torch.eye(channels, dtype=torch.float64)
+    return torch.cat([torch.kron(unit, product[None]) for product in products])[:k].float()
 
 
 @dataclass(frozen=True)

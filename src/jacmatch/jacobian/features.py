@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from jacmatch.errors import InputError, UnsupportedError, unknown_name
 from jacmatch.jacobian.arguments import Arguments
-from jacmatch.jacobian.callables import key_of, preserved_generators, replaced_buffers
-from jacmatch.jacobian.modules import Module, call, preserved_buffers
+from jacmatch.jacobian.callables import key_of, preserved_buffers, preserved_generators, replaced_buffers
+from jacmatch.jacobian.modules import Module, call
 
 Select = Callable[[Any], Tensor]
 """Selects the outputs from what a network returned, for example `lambda out: out.logits`."""
@@ -213,18 +214,15 @@ def class_dimension(module: Module, x: Tensor, arguments: Arguments | None = Non
         return None
     made: list[tuple[Tensor, int, int]] = []
 
-    def note(dimension: int) -> Callable[[nn.Module, Any, Any], None]:
-        def catch(layer: nn.Module, inputs: Any, output: Any) -> None:
-            made.append((output, output._version, dimension))
-
-        return catch
+    def note(dimension: int, layer: nn.Module, inputs: Any, output: Any) -> None:
+        made.append((output, output._version, dimension))
 
     with ExitStack() as hooks, torch.no_grad(), preserved_generators(x.device), preserved_buffers(module):
         for layer in module.modules():
             forward = type(layer).forward
             dimension = -1 if forward is nn.Linear.forward else 1 if forward in _CONVOLUTIONS else None
             if dimension is not None and not layer._forward_hooks:
-                hooks.enter_context(layer.register_forward_hook(note(dimension)))
+                hooks.enter_context(layer.register_forward_hook(partial(note, dimension)))
         outputs = output_tensor(call(module, x, arguments))
     dimensions = {dimension for tensor, version, dimension in made if tensor is outputs and version == outputs._version}
     return dimensions.pop() if len(dimensions) == 1 else None
@@ -287,18 +285,15 @@ def _caught(module: Module, layers: tuple[str, ...], features: dict[str, Tensor]
         for layer in layers:
             if layer not in known:
                 raise unknown_name("The layer of a readout", layer, [name for name in known if name])
-            hooks.enter_context(known[layer].register_forward_hook(_catcher(layer, features)))
+            hooks.enter_context(known[layer].register_forward_hook(partial(_catch, layer, features)))
         yield
 
 
-def _catcher(layer: str, features: dict[str, Tensor]) -> Callable[[nn.Module, Any, Any], None]:
-    def catch(module: nn.Module, inputs: Any, output: Any) -> None:
-        # An in-place activation may follow and overwrite the returned tensor.
-        # If a layer returns several tensors, its features are the first.
-        first = output[0] if isinstance(output, list | tuple) and output else output
-        features[layer] = output_tensor(first).clone()
-
-    return catch
+def _catch(layer: str, features: dict[str, Tensor], module: nn.Module, inputs: Any, output: Any) -> None:
+    # An in-place activation may follow and overwrite the returned tensor.
+    # If a layer returns several tensors, its features are the first.
+    first = output[0] if isinstance(output, list | tuple) and output else output
+    features[layer] = output_tensor(first).clone()
 
 
 def from_embeddings(

@@ -57,18 +57,14 @@ State = Literal["right", "wrong", "refused", "not finite", "unknown"]
 class Verdict:
     """The result of comparing one engine with finite differences.
 
-    Attributes:
-        state: `right`; `wrong`, for a product or its gradient; `refused`, if it raises an error, now or in the backward
-            pass of a penalty; `not finite`; `unknown`, if the differences are too inaccurate.
-        label: The state in a word or two.
-        findings: The findings.
-        certain: Whether the error exceeds the uncertainty of the reference, so that the engine must not be used.
+    It is `wrong` for a product or its gradient; `refused` if it raises an error, now or in the backward pass of a
+    penalty; and `unknown` if the differences are too inaccurate.
     """
 
     state: State
-    label: str
+    label: str  # the state in a word or two
     findings: tuple[Finding, ...] = ()
-    certain: bool = False
+    certain: bool = False  # whether the error exceeds the uncertainty of the reference: the engine must not be used
 
     @property
     def is_right(self) -> bool:
@@ -80,18 +76,13 @@ RIGHT = Verdict("right", "right")
 UNKNOWN = Verdict("unknown", "right")
 """No fault is known, but nothing could be compared."""
 
-TREATED_AS_CONSTANT = Verdict(
-    "unknown",
-    "right",
-    (
-        Finding(
-            "held-constant",
-            "note",
-            "The ordinary parameter gradient treats something as constant (detach, no_grad, spectral norm).",
-            "If this is intended, do nothing: gradients of derivatives treat it as a constant too.",
-        ),
-    ),
+_CONSTANT = Finding(
+    "held-constant",
+    "note",
+    "The ordinary parameter gradient treats something as constant (detach, no_grad, spectral norm).",
+    "If this is intended, do nothing: gradients of derivatives treat it as a constant too.",
 )
+TREATED_AS_CONSTANT = Verdict("unknown", "right", (_CONSTANT,))
 """The gradient of a penalty is not that of differences, and neither is the gradient of the values themselves."""
 
 
@@ -167,9 +158,8 @@ def wrong_gradient(name: str, error: float, *, certain: bool) -> Verdict:
         return wrong_differences(f"The parameter gradient of a penalty on differences is off by {error:.0%}", error)
     what = f"The parameter gradient of a penalty by engine '{name}' is off by {error:.0%}."
     remedy = "Look for a derivative that is cut off inside a custom backward; use an engine that is correct."
-    return Verdict(
-        "wrong", f"gradient off by {error:.0%}", (Finding("wrong-gradient", "fault", what, remedy),), certain
-    )
+    finding = Finding("wrong-gradient", "fault", what, remedy)
+    return Verdict("wrong", f"gradient off by {error:.0%}", (finding,), certain)
 
 
 def refused(name: str, failure: UnsupportedError, *, moves: bool) -> Verdict:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.backends import mha
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
@@ -23,18 +24,9 @@ from jacmatch.jacobian.arguments import Arguments
 from jacmatch.jacobian.callables import buffers_in_training, preserved_buffers, trains
 from jacmatch.jacobian.rules import op_replacements
 from jacmatch.jacobian.rules.aten_kernels import right_derivatives
-from jacmatch.jacobian.rules.base import shared
+from jacmatch.jacobian.rules.base import shared, switched
 from jacmatch.jacobian.rules.batch_norm import Statistics
 from jacmatch.jacobian.rules.recomputation import recomputed_in
-
-__all__ = [
-    "BatchNormPolicy",
-    "Module",
-    "buffers_in_training",
-    "is_trainable",
-    "preserved_buffers",
-    "twice_differentiable",
-]
 
 BatchNormPolicy = Literal["batch", "frozen"]
 """What BatchNorm layers in training mode do during a pass with derivatives.
@@ -132,17 +124,7 @@ def uncompiled() -> Iterator[None]:
 
 def unfused_encoder() -> AbstractContextManager[None]:
     """Turn off the fused path of `TransformerEncoder` in evaluation mode: no derivatives, and 0 where it is padded."""
-    return shared("encoder", _no_fused_encoder)
-
-
-@contextmanager
-def _no_fused_encoder() -> Iterator[None]:
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    return shared("encoder", partial(switched, mha.get_fastpath_enabled, mha.set_fastpath_enabled, False))
 
 
 def is_trainable(module: Module) -> bool:

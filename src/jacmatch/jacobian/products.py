@@ -21,22 +21,14 @@ from torch.utils._pytree import tree_map
 from jacmatch.errors import InputError, UnsupportedError, whole_number
 from jacmatch.jacobian.arguments import Arguments, Inputs
 from jacmatch.jacobian.callables import buffers_in_training, copies_of, trains, write_buffers
-from jacmatch.jacobian.engines import (
-    difference_jvp,
-    forward_jvp,
-    own_rows,
-    rebuilt_vjp,
-    reverse_jvp,
-    reverse_vjp,
-    undifferentiable,
-)
+from jacmatch.jacobian.engines import JVP_ENGINES, difference_jvp, own_rows, rebuilt_vjp, reverse_vjp, undifferentiable
 from jacmatch.jacobian.features import Selection, Structure, selecting
 from jacmatch.jacobian.function import Cotangents, Function, Products, check_direction, check_input
 from jacmatch.jacobian.modules import BatchNormPolicy, Module
 from jacmatch.jacobian.readouts import Context, Logits, Readout
 from jacmatch.jacobian.verification import (
-    JVP_ENGINES,
     Known,
+    check_first,
     check_vjp,
     engines_for_jvp,
     known_for,
@@ -213,8 +205,7 @@ def jacobian(
 def _rows(function: Function, x: Tensor, chunk_size: int | None) -> tuple[Tensor, Tensor]:
     """Return outputs and Jacobian, see `jacobian`."""
     known = known_for(function, x, 0)
-    check = partial(check_vjp, known, function, x)
-    reason = known.check(check) if known else check()
+    reason = check_first(known, partial(check_vjp, known, function, x))
     coupled = samples_couple(function, x)
     if coupled and len(x) > 1:
         result = _verified(known, function, x, own_rows(function, x, _check_matrix), reason)
@@ -336,8 +327,7 @@ def vjp_products(
         whole_number("`chunk_size` of `vjp_products`", chunk_size)
     function = Function(module, readout or Logits(), context or Context(), layers, batch_norm)
     known = known_for(function, x, 0)
-    check = partial(check_vjp, known, function, x)
-    reason = known.check(check) if known else check()
+    reason = check_first(known, partial(check_vjp, known, function, x))
 
     def scaled(values: Tensor) -> Tensor:
         v = cotangents(values) if callable(cotangents) else cotangents
@@ -393,10 +383,10 @@ def _verified_jvp(known: Known | None, engine: Engine, function: Function, x: Te
     """Return Jv by the first permitted engine that supports the function, and is right in the branch of this call."""
     before = copies_of(buffers_in_training(function.module))
     choose = partial(engines_for_jvp, known, function, x, engine, len(tangents))
-    names, reason = known.check(choose) if known else choose()
+    names, reason = check_first(known, choose)
     for name in names:
         try:
-            result = _jvp_by(name, function, x, tangents)
+            result = JVP_ENGINES[name](function, x, tangents)
         except UnsupportedError as failure:
             write_buffers(function.module, before)  # a failed attempt does not count as a training pass
             if engine == "auto" and revoked(known, function, name, failure):
@@ -411,14 +401,6 @@ def _verified_jvp(known: Known | None, engine: Engine, function: Function, x: Te
                 break
         return undifferentiable(result, reason)
     return _verified_jvp(known, engine, function, x, tangents)
-
-
-def _jvp_by(engine: str, function: Function, x: Tensor, tangents: Tensor) -> Products:
-    if engine == "forward":
-        return forward_jvp(function, x, tangents)
-    if engine == "reverse":
-        return reverse_jvp(function, x, tangents)
-    return difference_jvp(function, x, tangents, None)
 
 
 @dataclass

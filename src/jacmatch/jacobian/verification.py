@@ -31,7 +31,7 @@ from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian.arguments import Arguments
 from jacmatch.jacobian.callables import key_of, modules_of, preserved_generators, preserved_state, trains
 from jacmatch.jacobian.engine_checks import is_small, judge, not_finite_at
-from jacmatch.jacobian.engines import difference_jvp, forward_jvp, reverse_jvp, reverse_vjp
+from jacmatch.jacobian.engines import JVP_ENGINES, reverse_vjp
 from jacmatch.jacobian.features import Selection
 from jacmatch.jacobian.findings import UNKNOWN, Verdict, refused
 from jacmatch.jacobian.finite_differences import (
@@ -43,14 +43,11 @@ from jacmatch.jacobian.finite_differences import (
     plain,
     replayed_values,
 )
-from jacmatch.jacobian.function import Function, Products
+from jacmatch.jacobian.function import Cotangents, Function, Products
 from jacmatch.jacobian.modules import uncompiled
 from jacmatch.jacobian.readouts import Context
 
 Result = TypeVar("Result")
-JVP_ENGINES = ("forward", "reverse", "differences")
-"""The engines for Jv in the order in which `auto` tries them."""
-
 _SAMPLES, _SIGNATURES = 4, 256
 _BRANCHES = 16
 """Number of branches of a signature that are all checked; of later ones, only each 2ᵏ-th is."""
@@ -88,28 +85,21 @@ class Comparison:
         return UNKNOWN if verdict.state == "wrong" and not self.reference.repeats else verdict
 
     def _verdict(self, name: str, reference: Reference, rounding: bool) -> Verdict:
-
-        def tangents(z: Tensor) -> Tensor:
-            return reference.tangents.to(z.dtype)
-
-        products: dict[str, EngineRun] = {
-            "vjp": lambda f, z: reverse_vjp(f, z, reference.cotangents(z)),
-            "forward": lambda f, z: forward_jvp(f, z, tangents(z)),
-            "reverse": lambda f, z: reverse_jvp(f, z, tangents(z)),
-            "differences": lambda f, z: difference_jvp(f, z, tangents(z), None),
-        }
         engine, of_rows = ("reverse", True) if name == "vjp" else (name, False)
-        return judge(engine, products[name], self.function, self.x, reference, of_rows=of_rows, rounding=rounding)
+        run = _run(name, reference.cotangents, lambda z: reference.tangents.to(z.dtype))
+        return judge(engine, run, self.function, self.x, reference, of_rows=of_rows, rounding=rounding)
 
     def not_finite(self, name: str, x: Tensor, arguments: Arguments | None = None) -> Verdict | None:
         """Return a verdict if an engine returns NaN or infinity for the whole batch, else None."""
-        products: dict[str, EngineRun] = {
-            "vjp": lambda f, z: reverse_vjp(f, z, lambda y: torch.randn_like(y)[None]),
-            "forward": lambda f, z: forward_jvp(f, z, torch.randn_like(z)[None]),
-            "differences": lambda f, z: difference_jvp(f, z, torch.randn_like(z)[None], None),
-        }
-        function = plain(self.function.module, arguments)
-        return not_finite_at("reverse" if name == "vjp" else name, products[name], function, x)
+        run = _run(name, lambda z: lambda y: torch.randn_like(y)[None], lambda z: torch.randn_like(z)[None])
+        return not_finite_at("reverse" if name == "vjp" else name, run, plain(self.function.module, arguments), x)
+
+
+def _run(name: str, cotangents: Callable[[Tensor], Cotangents], tangents: Callable[[Tensor], Tensor]) -> EngineRun:
+    """Return `vjp`, or an engine for Jv, with directions that may depend on the input."""
+    if name == "vjp":
+        return lambda function, x: reverse_vjp(function, x, cotangents(x))
+    return lambda function, x: JVP_ENGINES[name](function, x, tangents(x))
 
 
 def _samples(
@@ -159,16 +149,6 @@ class Known:
             known = self.now(function).get(name)
             return known is not None and (known.state == "right" or first)
 
-    def check(self, check: Callable[[], Result]) -> Result:
-        """Return the result of the check before a call; a branch where it raises may not be that of the next call."""
-        try:
-            return check()
-        except UnsupportedError:
-            if self.branch is None:
-                raise
-            self.branch = None
-            return check()
-
     def recheck(self, check: Callable[[], Result]) -> Result:
         """Return the result of the check; if it raises, the next call is expected in the branch before this one."""
         try:
@@ -176,6 +156,17 @@ class Known:
         except UnsupportedError:
             self.branch = self._previous
             raise
+
+
+def check_first(known: Known | None, check: Callable[[], Result]) -> Result:
+    """Return the result of the check before a call; a branch where it raises may not be that of the next call."""
+    try:
+        return check()
+    except UnsupportedError:
+        if known is None or known.branch is None:
+            raise
+        known.branch = None
+        return check()
 
 
 def _samples_of(branch: Hashable, function: Function, x: Tensor, name: str, count: int) -> tuple[bool, bool]:
@@ -190,12 +181,12 @@ def _samples_of(branch: Hashable, function: Function, x: Tensor, name: str, coun
             z = z.requires_grad_(x.requires_grad)
             z = z.clone() if x.grad_fn is not None else z
             stack.enter_context(preserved_state(function.module))
-            tangents = torch.ones_like(z).expand(min(count, 2), *z.shape)
-            if name == "vjp":
-                result = reverse_vjp(part, z, lambda y: torch.ones_like(y)[None])
-            else:
-                result = (forward_jvp if name == "forward" else reverse_jvp)(part, z, tangents)
-            if result.branch == branch:
+            run = _run(
+                name,
+                lambda _: lambda y: torch.ones_like(y)[None],
+                lambda z: torch.ones_like(z).expand(min(count, 2), *z.shape),
+            )
+            if run(part, z).branch == branch:
                 return few or not works_on_few, moved
             works_on_few = True
     return False, False
@@ -220,30 +211,26 @@ _enabled: ContextVar[bool] = ContextVar("jacmatch_verification", default=True)
 _raises: ContextVar[bool | None] = ContextVar("jacmatch_errors", default=None)
 
 
-class _Memory:
-    """The verdicts so far, by signature and by the object with whose lifetime they end."""
-
-    def __init__(self) -> None:
-        self.entries: dict[int, tuple[weakref.ref[Any], OrderedDict[Hashable, Known]]] = {}
-
-    def of(self, function: Function, signature: Hashable) -> Known:
-        """Return what is known for this signature; nothing at first."""
-        networks = modules_of(function.module)
-        owner = networks[0] if networks else getattr(function.module, "__code__", function.module)
-        entry = self.entries.get(id(owner))
-        if entry is None or entry[0]() is not owner:
-            number, entries = id(owner), self.entries
-            try:
-                reference = weakref.ref(owner, lambda _: entries.pop(number, None))
-            except TypeError:  # an object without weak references
-                return Known()
-            entry = entries[number] = (reference, OrderedDict())
-        if signature not in entry[1] and len(entry[1]) >= _SIGNATURES:
-            entry[1].popitem(last=False)
-        return entry[1].setdefault(signature, Known())
+_memory: dict[int, tuple[weakref.ref[Any], OrderedDict[Hashable, Known]]] = {}
+"""What is known by signature, and by the id of the object with whose lifetime it ends."""
+_verifying = threading.RLock()
 
 
-_memory, _verifying = _Memory(), threading.RLock()
+def _stored_for(function: Function, signature: Hashable) -> Known:
+    """Return what is known for this signature; nothing at first."""
+    networks = modules_of(function.module)
+    owner = networks[0] if networks else getattr(function.module, "__code__", function.module)
+    number, entries = id(owner), _memory
+    entry = entries.get(number)
+    if entry is None or entry[0]() is not owner:
+        try:
+            reference = weakref.ref(owner, lambda _: entries.pop(number, None))
+        except TypeError:  # an object without weak references
+            return Known()
+        entry = entries[number] = (reference, OrderedDict())
+    if signature not in entry[1] and len(entry[1]) >= _SIGNATURES:
+        entry[1].popitem(last=False)
+    return entry[1].setdefault(signature, Known())
 
 
 @contextmanager
@@ -285,7 +272,7 @@ def known_for(function: Function, x: Tensor, count: int) -> Known | None:
     """Return what is known for calls with `count` tangents, 0 for vᵀJ; None where nothing is checked."""
     if not _enabled.get() or not _can_be_verified(function, x):
         return None
-    return _memory.of(function, _signature(function, x, min(count, 2)))
+    return _stored_for(function, _signature(function, x, min(count, 2)))
 
 
 def engines_for_jvp(
@@ -295,7 +282,7 @@ def engines_for_jvp(
 
     It is a single engine if one was requested or is known to be right.
     """
-    wanted = JVP_ENGINES if requested == "auto" else (requested,)
+    wanted = tuple(JVP_ENGINES) if requested == "auto" else (requested,)
     verdicts = _verdicts(known, function, x, wanted, count)
     right = [name for name, verdict in verdicts.items() if verdict.state == "right"]
     if right:

@@ -71,7 +71,6 @@ def relative_error(
         InputError: The shapes differ, or eps is not above 0.
 
     Example:
-        >>> import torch
         >>> relative_error(torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[2.0, 0.0]]]))
         tensor([0.2500])
     """
@@ -105,7 +104,6 @@ def bounded_error(
         The bounded function is that of Geman and McClure, "Bayesian image analysis", 1985.
 
     Example:
-        >>> import torch
         >>> bounded_error(torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[2.0, 0.0]]]))
         tensor([0.2000])
     """
@@ -140,7 +138,6 @@ def normalized_error(
         largest pixel); "Local Affine Approximators" uses it on CIFAR-10. Neither has an eps.
 
     Example:
-        >>> import torch
         >>> normalized_error(torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[0.0, 2.0]]]))
         tensor([2.])
     """
@@ -176,7 +173,6 @@ def direction_and_magnitude(
         Combines two losses of Srinivas & Fleuret 2018, arXiv:1803.00443: squared (Prop 1) and normalized (Eq. 10).
 
     Example:
-        >>> import torch
         >>> direction, magnitude = direction_and_magnitude(torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[0.0, 4.0]]]))
         >>> print(f"{direction.item():.4f} + {magnitude.item():.4f}")
         24.0000 + 1.0000
@@ -217,7 +213,6 @@ def fisher(
         Corrected form of Srinivas & Fleuret 2018, arXiv:1803.00443, Eq. 2, which is `paper_cross_entropy`.
 
     Example:
-        >>> import torch
         >>> student, teacher = torch.zeros(1, 2, 2), torch.tensor([[[1.0, 0.0], [0.0, -3.0]]])
         >>> fisher(student, teacher, torch.tensor([[0.75, 0.25]]))
         tensor([3.])
@@ -251,7 +246,6 @@ def paper_cross_entropy(
         Srinivas & Fleuret 2018, arXiv:1803.00443, Eq. 2.
 
     Example:
-        >>> import torch
         >>> rows, q = torch.tensor([[[1.0, 0.0], [-1.0, 0.0]]]), torch.tensor([[0.5, 0.5]])
         >>> paper_cross_entropy(rows, rows, q), paper_cross_entropy(9 * rows, rows, q)
         (tensor([-4.]), tensor([-36.]))

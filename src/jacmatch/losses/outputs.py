@@ -77,7 +77,6 @@ def cross_entropy(
             missing or wrong.
 
     Example:
-        >>> import torch
         >>> logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
         >>> cross_entropy(logits, torch.tensor([0, 1]))
         tensor([0.6931, 0.6931])
@@ -113,7 +112,6 @@ def squared_error(
         it is O(σ²): see `noise_distillation`.
 
     Example:
-        >>> import torch
         >>> squared_error(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 4.0]]))
         tensor([5.])
     """
@@ -146,7 +144,6 @@ def hinton_kl(
         Hinton, Vinyals & Dean 2015, arXiv:1503.02531, sec. 2.
 
     Example:
-        >>> import torch
         >>> hinton_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 0.0]]), temperature=2.0)
         tensor([0.8724])
     """
@@ -177,7 +174,6 @@ def agreement(
         InputError: The shapes differ, or `class_dim` is missing or wrong.
 
     Example:
-        >>> import torch
         >>> agreement(torch.tensor([[1.0, 2.0], [1.0, 2.0]]), torch.tensor([[0.0, 9.0], [1.0, 0.0]]))
         tensor([1., 0.])
     """

@@ -23,7 +23,18 @@ Statistics = Sequence[float] | None
 
 
 class RawInputs(nn.Module):
-    """A model on raw inputs: it scales them by its buffers `mean` and `std`."""
+    """A model on raw inputs: it scales them by its buffers `mean` and `std`.
+
+    Args:
+        caller: Name of the model, for error messages.
+        outputs: Number of outputs, at least 1.
+        shape: Shape of one sample, (channels, height, width) of an image.
+        mean: Subtracted from the raw input, one number for each channel (first axis of `shape`) or one for all.
+        std: Divides the difference, above 0.
+
+    Raises:
+        InputError: A number is out of range, or the statistics do not fit `shape`.
+    """
 
     mean: Tensor
     std: Tensor
@@ -114,11 +125,10 @@ class Resized(nn.Module):
     """Wrapper that resizes images to `size` × `size` pixels by bilinear interpolation, then calls `network`.
 
     The interpolation is linear in x and has no antialiasing. Derivatives are with respect to the raw images, so they
-    can be compared with those of a student on the same images.
+    can be compared with those of a student on the same images. `shape` (C, H, W) is that of the raw images.
     """
 
     def __init__(self, network: nn.Module, shape: Shape, size: int) -> None:
-        """Wrap a network for images of `size` pixels a side; `shape` (C, H, W) is that of raw images."""
         super().__init__()
         if len(shape) != 3:
             raise InputError("`shape` of `Resized` must be (channels, height, width).", got=shape)
@@ -146,7 +156,6 @@ class FirstOutputs(nn.Module):
     """
 
     def __init__(self, network: nn.Module, outputs: int) -> None:
-        """Wrap a network with at least `outputs` outputs, of which the first count."""
         super().__init__()
         if outputs < 1:
             raise InputError("`outputs` of `FirstOutputs` must be at least 1.", got=outputs)

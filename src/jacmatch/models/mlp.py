@@ -31,7 +31,16 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class MLP(RawInputs):
-    """A fully connected network on flattened inputs of any shape, with one activation after each hidden layer."""
+    """A fully connected network on flattened inputs of any shape, with one activation after each hidden layer.
+
+    The weights have He's initialization (gain 5/3 for tanh), and the biases are zero.
+
+    Args:
+        outputs, shape, mean, std: As in `RawInputs`.
+        hidden: Widths of the hidden layers; empty for an affine map.
+        activation: A name in `ACTIVATIONS`. All but "relu" are smooth: Jacobians of a ReLU network are piecewise
+            constant, which a smooth target's Jacobian is not.
+    """
 
     def __init__(
         self,
@@ -43,20 +52,6 @@ class MLP(RawInputs):
         hidden: Sequence[int] = (128, 128),
         activation: str = "silu",
     ) -> None:
-        """Build the network with He's initialization (gain 5/3 for tanh) and zero biases.
-
-        Args:
-            outputs: Number of outputs, at least 1.
-            shape: Shape of one sample.
-            mean: Subtracted from the raw input, per entry of the first axis of `shape` or one for all.
-            std: Divides the difference, above 0.
-            hidden: Widths of the hidden layers; empty for an affine map.
-            activation: A name in `ACTIVATIONS`. All but "relu" are smooth: Jacobians of a ReLU network are piecewise
-                constant, which a smooth target's Jacobian is not.
-
-        Raises:
-            InputError: If a number is not positive, the statistics do not fit `shape`, or the activation is unknown.
-        """
         super().__init__("mlp", outputs, shape, mean, std)
         if activation not in ACTIVATIONS:
             raise unknown_name("`activation` of `mlp`", activation, ACTIVATIONS)
@@ -90,22 +85,17 @@ class ScaledMLP(nn.Module):
     """A perceptron that takes and returns raw units: y = m + t · net((x − mean)/std).
 
     The means and scales are buffers, which are saved and exported with the weights.
+
+    Args:
+        network: Gives outputs of order 1, and scales its inputs itself.
+        y_mean: Added to the outputs, one number for each or one for all.
+        y_scale: Multiplies them, above 0.
     """
 
     y_mean: Tensor
     y_scale: Tensor
 
     def __init__(self, network: MLP, y_mean: Statistics = None, y_scale: Statistics = None) -> None:
-        """Wrap a perceptron, which scales its inputs itself.
-
-        Args:
-            network: Gives outputs of order 1.
-            y_mean: Added to the outputs, one number for each or one for all.
-            y_scale: Multiplies them, above 0.
-
-        Raises:
-            InputError: the numbers do not fit the outputs, are not finite, or a scale is not above 0.
-        """
         super().__init__()
         last = network.layers[-1]
         assert isinstance(last, nn.Linear)
@@ -143,7 +133,6 @@ def scaled_mlp(
         y_scale: Scale by which the outputs are multiplied, above 0.
 
     Example:
-        >>> import torch
         >>> scaled_mlp(2, 1, y_mean=[5.0], y_scale=[0.1])(torch.zeros(3, 2)).shape
         torch.Size([3, 1])
     """
@@ -173,7 +162,8 @@ class ProcessMean(nn.Module):
     """The mean y = m + t Σₙ k(uₙ) (aₙ + Σᵢ uₙᵢ ρ(uₙᵢ) bₙᵢ), uₙ = (z − zₙ)/ℓ, in raw units and float64 inside.
 
     k = Π (exp(−½ uᵢ²) + wᵢ)/(1 + wᵢ), and ρ is the first term's fraction of the sum. All numbers are buffers, w as its
-    logarithm. Outputs whose partials are known at the same samples share their length scales ℓ and constants w.
+    logarithm. Outputs whose partials are known at the same samples share their length scales ℓ and constants w. A new
+    process has the mean 0 everywhere.
 
     References:
         Rasmussen & Williams 2006, section 9.4.
@@ -191,7 +181,6 @@ class ProcessMean(nn.Module):
     y_scale: Tensor
 
     def __init__(self, outputs: int, shape: Shape, points: int, groups: int = 1) -> None:
-        """Build a process whose mean is 0 everywhere."""
         super().__init__()
         check_sizes("gaussian-process", outputs, shape)
         d = math.prod(shape)

@@ -22,6 +22,11 @@ class ResNet(RawInputs):
     the distillation literature uses). Option A of the original CIFAR networks, zero padding, has 2,752 fewer parameters
     at widths 16, 32, 64: 269,722 instead of 272,474 for ResNet-20 with ten outputs.
 
+    Args:
+        depth: 6n+2, n ≥ 1.
+        outputs, shape, mean, std: As in `RawInputs`; images from 5 pixels a side.
+        widths: Channels of the stem and of the three stages.
+
     References:
         He et al. 2015, arXiv:1512.03385, section 4.2. Stem and widths of the x4 variants: Tian et al. 2019,
         arXiv:1910.10699.
@@ -37,19 +42,6 @@ class ResNet(RawInputs):
         *,
         widths: tuple[int, int, int, int] = STANDARD,
     ) -> None:
-        """Build the network with He's initialization.
-
-        Args:
-            depth: 6n+2, n ≥ 1.
-            outputs: Number of outputs, at least 1.
-            shape: (channels, height, width) of an image, at least 5 pixels a side.
-            mean: Subtracted from the raw input, per channel or one for all.
-            std: Divides the difference, above 0.
-            widths: Channels of the stem and of the three stages.
-
-        Raises:
-            InputError: If a number is out of range.
-        """
         if depth < 8 or depth % 6 != 2:
             raise InputError("`depth` of `ResNet` must be 6n+2 with n ≥ 1.", got=depth, do="Use 8, 14, 20, 26, 32, …")
         super().__init__(f"resnet{depth}", outputs, shape, mean, std)
@@ -75,7 +67,6 @@ class BasicBlock(nn.Module):
     """Two 3×3 convolutions, each with BatchNorm, plus the shortcut; ReLU after the first and after the sum."""
 
     def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
-        """Build the block; the first convolution has the stride."""
         super().__init__()
         self.conv1 = _conv3x3(fan_in, fan_out, stride)
         self.bn1 = nn.BatchNorm2d(fan_out)
@@ -95,7 +86,12 @@ class BasicBlock(nn.Module):
 
 
 class WideResNet(RawInputs):
-    """A Wide ResNet of depth 6n+4: a stem of 16 channels, then three stages of n pre-activation blocks.
+    """A Wide ResNet of depth 6n+4 without dropout: a stem of 16 channels, then three stages of n pre-activation blocks.
+
+    Args:
+        depth: 6n+4, n ≥ 1.
+        factor: Widths of the stages as multiples of 16, 32, 64; at least 1.
+        outputs, shape, mean, std: As in `RawInputs`; images from 5 pixels a side.
 
     References:
         Zagoruyko & Komodakis 2016, arXiv:1605.07146.
@@ -104,19 +100,6 @@ class WideResNet(RawInputs):
     def __init__(
         self, depth: int, factor: int, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None
     ) -> None:
-        """Build the network with He's initialization and no dropout.
-
-        Args:
-            depth: 6n+4, n ≥ 1.
-            factor: Widths of the stages as multiples of 16, 32, 64; at least 1.
-            outputs: Number of outputs, at least 1.
-            shape: (channels, height, width) of an image, at least 5 pixels a side.
-            mean: Subtracted from the raw input, per channel or one for all.
-            std: Divides the difference, above 0.
-
-        Raises:
-            InputError: If a number is out of range.
-        """
         if depth < 10 or depth % 6 != 4:
             raise InputError("`depth` of `WideResNet` must be 6n+4 with n ≥ 1.", got=depth, do="10, 16, 22, 28 … fit.")
         if factor < 1:
@@ -143,7 +126,6 @@ class PreactivationBlock(nn.Module):
     """BatchNorm, ReLU, 3×3 convolution, twice, plus the shortcut; a projection shares the first BatchNorm and ReLU."""
 
     def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
-        """Build the block; the first convolution has the stride."""
         super().__init__()
         self.bn1 = nn.BatchNorm2d(fan_in)
         self.conv1 = _conv3x3(fan_in, fan_out, stride)

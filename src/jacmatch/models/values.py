@@ -24,8 +24,10 @@ In float32 below ε^⅓, which balances rounding and curvature: most networks ar
 class ValuesOnly(nn.Module):
     """A module without parameters that calls a function; its outputs have no gradient.
 
-    Attributes:
-        function: Takes a batch (B, *input) and returns outputs (B, K), or dense outputs (B, K, H, W).
+    Args:
+        function: Takes a batch (B, *input) and returns outputs (B, K), or dense outputs (B, K, H, W), all of them
+            tensors or arrays; tensors are tried first.
+        name: What the user calls it, for messages.
         step: Step of differences relative to the root mean square of the input; None: by the dtype of x.
 
     Example:
@@ -35,13 +37,6 @@ class ValuesOnly(nn.Module):
     """
 
     def __init__(self, function: Callable[[Any], Any], *, name: str = "function", step: float | None = None) -> None:
-        """Wrap the function.
-
-        Args:
-            function: Takes and returns tensors or arrays; tensors are tried first.
-            name: What the user calls it, for messages.
-            step: See the attribute.
-        """
         super().__init__()
         self.function, self.name, self.step = function, name, step
         self.arrays: bool | None = None

@@ -15,13 +15,18 @@ CNN5, CNN3 = "32-32-M-64-64-M", "16-M-32-M"  # for small gray images such as dig
 
 
 class VGG(RawInputs):
-    """A plain convolutional network with a given layout.
+    """A plain convolutional network with a given layout and He's initialization.
 
     A number means a 3×3 convolution with that many channels → BatchNorm → ReLU, and M means 2×2 max-pooling with stride
     2. The modules are named `features.conv1`, `features.pool1`, … in the order of the layout, and `classifier`.
 
     Pooling keeps incomplete windows at the border, n → ⌈n/2⌉. For sides divisible by 2^pools, as CIFAR's 32, this is
-    the paper's network. 28 pixels become 28, 14, 7, 4, 2, 1 in VGG-9; without incomplete windows they would vanish.
+    the paper's network. 28 pixels become 28, 14, 7, 4, 2, 1 in VGG-9; without incomplete windows they would vanish. The
+    convolutions have no bias: BatchNorm would subtract it again (the paper does not say).
+
+    Args:
+        layout: Channel counts and M, joined by hyphens.
+        outputs, shape, mean, std: As in `RawInputs`; no 3×3 convolution may meet a single pixel.
 
     References:
         Srinivas & Fleuret 2018, arXiv:1803.00443; layouts from the workshop precursor "Local Affine Approximators"
@@ -31,17 +36,6 @@ class VGG(RawInputs):
     def __init__(
         self, layout: str, outputs: int, shape: Shape, mean: Statistics = None, std: Statistics = None
     ) -> None:
-        """Build the network with He's initialization.
-
-        The convolutions have no bias: BatchNorm would subtract it again (the paper does not say).
-
-        Args:
-            layout: Channel counts and M, joined by hyphens.
-            outputs: Number of outputs, at least 1.
-            shape: (channels, height, width) of an image; no 3×3 convolution may meet a single pixel.
-            mean: Subtracted from the raw input, per channel or one for all.
-            std: Divides the difference, above 0.
-        """
         items = parse_layout(layout)
         super().__init__(f"vgg:{layout}", outputs, shape, mean, std)
         last = max(position for position, item in enumerate(items) if item != "M")

@@ -19,6 +19,14 @@ class VisionTransformer(RawInputs):
     Parameters are named as in timm, whose weights (and DeiT's) of the same patch, width, depth and image size load.
     Attention is `F.scaled_dot_product_attention`: its fused kernels have neither forward mode nor double backward, so
     Jacobian terms need its math kernel around the differentiated pass, which `jacmatch.vjp` and `jacmatch.jvp` choose.
+    Weights and positions start from a normal of standard deviation 0.02 cut at ±2, as those of DeiT.
+
+    Args:
+        outputs, shape, mean, std: As in `RawInputs`.
+        patch: Pixels a side of a patch; None takes `default_patch`.
+        width: Length of a token, a multiple of `heads`.
+        depth: Number of blocks.
+        heads: Attention heads.
 
     References:
         Dosovitskiy et al. 2020, arXiv:2010.11929. Touvron et al. 2020, arXiv:2012.12877.
@@ -36,21 +44,6 @@ class VisionTransformer(RawInputs):
         depth: int = 12,
         heads: int = 3,
     ) -> None:
-        """Build the network; weights and positions start from a normal of standard deviation 0.02 cut at ±2, as DeiT.
-
-        Args:
-            outputs: Number of outputs, at least 1.
-            shape: (channels, height, width) of an image.
-            mean: Subtracted from the raw input, per channel or one for all.
-            std: Divides the difference, above 0.
-            patch: Pixels a side of a patch; None takes `default_patch`.
-            width: Length of a token, a multiple of `heads`.
-            depth: Number of blocks.
-            heads: Attention heads.
-
-        Raises:
-            InputError: If a number is out of range or the image cannot be cut into patches.
-        """
         super().__init__("vit", outputs, shape, mean, std)
         if min(width, depth, heads) < 1 or width % heads:
             rule = "`width`, `depth` and `heads` of `vit` must be at least 1, and `width` a multiple of `heads`."
@@ -83,7 +76,6 @@ class Block(nn.Module):
     """Attention and a two-layer perceptron of fourfold width, each on the normalized tokens and added to them."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """Build the block for tokens of length `width`."""
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads)
@@ -101,7 +93,6 @@ class Attention(nn.Module):
     """Multi-head self-attention."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """Build the two linear maps."""
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)

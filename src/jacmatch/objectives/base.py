@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from jacmatch.errors import ClassDimensionError, InputError, UnsupportedError
 from jacmatch.jacobian import Arguments, Engine, Inputs, Nodes, Readout, TokenSubstitutions, run
@@ -502,22 +503,28 @@ class Objective(nn.Module):
 
     @staticmethod
     def _in_parts(
-        network: nn.Module, batch: Batch, count: int, derive: Callable[[], tuple[Tensor, Any]]
-    ) -> tuple[Tensor, Any]:
+        network: nn.Module,
+        batch: Batch,
+        count: int,
+        derive: Callable[[], tuple[Any, Any]],
+        plain: Callable[[Batch], Any] | None = None,
+    ) -> tuple[Any, Any]:
         """Return the outputs of all samples, and what `derive` returns besides the outputs of the first `count`.
 
+        `plain` computes the outputs without derivatives, of which some may be None; None runs the network.
         If samples depend on each other (BatchNorm), the outputs come from a pass with the whole batch. The pass for the
         derivatives then uses copies of the buffers, so that running statistics are updated once.
         """
         if count == len(batch.x):
             return derive()
+        plain = plain or (lambda part: run(network, part.x, arguments=part.arguments)[0])
         if validation.couples(network):
-            outputs, _ = run(network, batch.x, arguments=batch.arguments)
+            outputs = plain(batch)
             with replaced_buffers(network, copies_of(buffers_in_training(network))):
                 return outputs, derive()[1]
         head, derived = derive()
-        rest = batch.part(slice(count, None))
-        return torch.cat([head, run(network, rest.x, arguments=rest.arguments)[0]]), derived
+        rest = plain(batch.part(slice(count, None)))
+        return tree_map(lambda one, other: None if other is None else torch.cat([one, other]), head, rest), derived
 
     def _read_class_dim(self, batch: Batch) -> None:
         """Infer the dimension of the classes from the student's last layer."""

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError
 from jacmatch.jacobian import Arguments, BatchNormPolicy, Context, Readout, preserved_buffers, run
+from jacmatch.jacobian.callables import buffers_in_training
 from jacmatch.jacobian.compiling import OneGraph, any_batch, reason_of
 from jacmatch.jacobian.engines import parameter_gradients, traced_vjp
 from jacmatch.jacobian.function import Function, replaying
-from jacmatch.jacobian.modules import buffers_in_training
 
 Compared = tuple[Tensor, dict[str, Tensor]]
 """The student's outputs, and the terms before weighting."""

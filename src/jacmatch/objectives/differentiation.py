@@ -74,11 +74,7 @@ class Differentiation:
     scale: Tensor | None = None
 
     def check(self) -> None:
-        """Validate each setting, and all of them together.
-
-        Raises:
-            InputError: a setting is invalid, or two settings are incompatible.
-        """
+        """Validate each setting, and all of them together."""
         validation.known_names(self.caller, batch_norm=self.batch_norm)
         validation.fraction_of_a_batch(self.caller, self.fraction)
         validation.are_objects(self.caller, self.probe, (self.readout, self.teacher_readout), self.point)
@@ -153,12 +149,8 @@ class Differentiation:
         return replace(plain, products=probe.averaged(noisy.products), cotangents=v if self.side == "output" else None)
 
     def question(self, batch: Batch, *, products: bool) -> Question:
-        """Return the query to the teacher about a batch: its outputs, and its products if `products`.
-
-        Raises:
-            UnsupportedError: the products are averages over noise, which are queries about other (noisy) inputs.
-        """
-        if products and isinstance(self.probe, NoiseAveraged):
+        """Return the query to the teacher about a batch: its outputs, and its products if `products`."""
+        if products and isinstance(self.probe, NoiseAveraged):  # these are queries about other (noisy) inputs
             raise UnsupportedError("Products of `NoiseAveraged` are not cached. Use its probe without the average.")
         about: dict[str, Any] = {
             "readout": self.teacher_readout,
@@ -168,48 +160,24 @@ class Differentiation:
             "draw": batch.draw,
             "random": not validation.repeatable(self.point, self.probe, products),
         }
+        if products:
+            about["rule"] = self.probe if isinstance(self.probe, Hashable) else None
         if products and self.side == "output":
             about["cotangents"] = lambda values: self.directions(batch, values.to(batch.x.dtype)).to(values.dtype)
-            about["rule"] = self.probe if isinstance(self.probe, Hashable) else None
         elif products:
-            about["tangents"] = self.directions(batch, None)
-            about["step"] = self.step
-            about["rule"] = self.probe if isinstance(self.probe, Hashable) else None
+            about |= {"tangents": self.directions(batch, None), "step": self.step}
         return Question(**about)
 
     def directions(self, batch: Batch, values: Tensor | None) -> Tensor:
-        """Draw the directions of the probe for a batch.
-
-        Args:
-            batch: Inputs, labels, ids and partners.
-            values: The readout's values, for directions on the output side.
-        """
+        """Draw the directions of the probe for a batch; on the output side they may depend on the readout's values."""
         assert self.probe is not None
-        directions: Tensor = self.probe.directions(
-            x=batch.x,
-            outputs=values,
-            labels=batch.label,
-            ids=batch.ids,
-            seed=self.seed,
-            draw=batch.draw,
-            partners=batch.partners,
-        )
-        return directions
+        about: dict[str, Any] = {"x": batch.x, "labels": batch.label, "ids": batch.ids, "partners": batch.partners}
+        return self.probe.directions(outputs=values, seed=self.seed, draw=batch.draw, **about)
 
     def of_student(
         self, student: nn.Module, batch: Batch, answer: Answer | None, *, traced: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the student's outputs, and its products along the directions in the teacher's answer, if any.
-
-        Args:
-            student: The network.
-            batch: The inputs.
-            answer: The teacher's answer.
-            traced: Whether to check the student for functions whose backward is not differentiable.
-
-        Raises:
-            UnsupportedError: the student does not support the derivatives that the probe needs.
-        """
+        """Return the student's outputs, and its products along the directions in the teacher's answer, if any."""
         if answer is None or answer.products is None:
             return run(student, batch.x, arguments=batch.arguments)[0], None
         pixels, readout = None, self.readout
@@ -260,16 +228,8 @@ class Differentiation:
     ) -> Products:
         """Return vᵀJ or Jv of the student, depending on the side of the probe.
 
-        Args:
-            student: The network.
-            x: Its input.
-            v: The directions; on the output side also a function that computes them from the readout's values.
-            readout: What is differentiated.
-            context: Other arguments of the student; for the readout also labels and teacher outputs.
-            traced: Whether to check the student for functions whose backward is not differentiable.
-
-        Raises:
-            UnsupportedError: the student does not support these derivatives.
+        On the output side, `v` may be a function that computes the directions from the readout's values. With `traced`,
+        the student is checked for functions whose backward is not differentiable.
         """
         settings: dict[str, Any] = {"readout": readout, "context": context, "batch_norm": self.batch_norm}
         try:

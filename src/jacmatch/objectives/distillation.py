@@ -262,14 +262,7 @@ class Distillation(Objective):
     ) -> tuple[Float[Tensor, "batch *input"], Question]:
         """Return the inputs and the query that `forward` sends to the teacher; arguments as in `forward`.
 
-        Args:
-            x: Raw inputs.
-            y: Labels.
-            ids: A number for each sample.
-            draw: Index of the draw.
-            partners: Other data points, where `needs_partners`.
-            partner_labels: The labels of the partners.
-            products: Whether the query is for the products of the Jacobian term too.
+        Without `products` the query is for the outputs alone.
         """
         batch = self._moved(x, y, draw=draw, ids=ids, partners=partners, partner_labels=partner_labels)
         return batch.x, self.differentiation.question(batch, products=products)

@@ -60,15 +60,8 @@ class Heads(Objective):
             `probe`, `readout`, `class_dim`, … `output` selects the head, or a pair (student's, teacher's); by default
             that is the entry or attribute of this name. Probes on the input side must be the same in all heads.
         point: The inputs at which student and teacher are compared.
-        every: Compute derivatives in every n-th call; this and the following arguments are as in `Distillation`, for
-            all heads.
-        fraction: Fraction of a batch whose derivatives are compared.
-        engine: Engine of Jv.
         chunk_size: Number of rows, over all heads, whose graphs are in memory at the same time.
-        schedule: Factor of the Jacobian weights.
-        batch_norm: Policy for BatchNorm of the student in training mode.
-        seed: Seed of all directions.
-        measure_every: Number of calls between two measurements of the gradient shares.
+        every, fraction, engine, schedule, batch_norm, seed, measure_every: As in `Distillation`, for all heads.
 
     Attributes:
         heads: An objective with the settings of each head.

@@ -162,6 +162,7 @@ class Regression(Objective):
             target = answer.outputs if others is None else torch.cat([answer.outputs, others.outputs])
         assert target is not None
         step = self._step(batch, answer, target, given=j is not None or self.table is not None)
+        comparison = _Comparison(self.jacobian_loss)
 
         def eager() -> Compared:
             outputs, rows = self._in_parts(
@@ -169,14 +170,10 @@ class Regression(Objective):
             )
             validation.one_output_for_each("Regression", outputs, batch.x)
             validation.same_outputs(outputs, target)
-            return outputs, self._comparison(outputs, how.readout(outputs, {}, Context()), rows, step)
+            return outputs, comparison(outputs, how.readout(outputs, {}, Context()), rows, step)
 
-        outputs, terms = self._compiled_step(step, self._comparison, how.readout, eager, count > 0, measured)
+        outputs, terms = self._compiled_step(step, comparison, how.readout, eager, count > 0, measured)
         return outputs, target, terms, step.rows
-
-    @property
-    def _comparison(self) -> _Comparison:
-        return _Comparison(self.jacobian_loss)
 
     def _in_units(self) -> Differentiation:
         """The settings with the probe in units of the inputs and the readout in units of the outputs."""
@@ -256,11 +253,7 @@ class _ScaledOutputs:
     """Readout of the outputs in their units: yₖ/tₖ."""
 
     scale: Tensor
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """No layers: the readout uses outputs only."""
-        return ()
+    layers: tuple[str, ...] = ()
 
     def __call__(
         self, outputs: Float[Tensor, "batch *out"], features: Mapping[str, Tensor], context: Context

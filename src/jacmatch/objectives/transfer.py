@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import AttentionMaps, BatchNormPolicy, Context, Engine, Readout, run
-from jacmatch.jacobian.callables import buffers_in_training, copies_of, replaced_buffers
 from jacmatch.jacobian.modules import in_mode
 from jacmatch.losses import JacobianLoss, OutputLoss, attention_map, attention_transfer, match_sizes
 from jacmatch.losses.outputs import precise
@@ -55,15 +54,8 @@ class Transfer(Objective):
         output_loss: Hinton's `kl` with τ², or `squared` logit differences (as in the precursor).
         temperature: τ of `kl`; learning without forgetting uses 2.
         jacobian_loss: `normalized` (the paper's: the scale of a map is arbitrary), `relative` or `squared`.
-        every: The Jacobian term is computed on each n-th call in training, with n times its weight; a
-            `GradientShare` is that of such a call.
-        fraction: Share of a batch, its first samples, whose Jacobian term is computed; the term is their mean.
         engine: `auto` or `reverse`: the gradient of a pixel is a row vᵀJ, for which there is no other engine.
-        chunk_size: Rows, one for each pair, whose graphs are in memory at the same time; None for all rows.
-        schedule: Factor of the Jacobian weight, as a function of data size and progress.
-        batch_norm: Policy for BatchNorm of the student in training mode.
-        measure_every: Calls between two measurements of the shares.
-        output: Selects the outputs where a network returns more than one tensor; a pair (student's, teacher's).
+        every, fraction, chunk_size, schedule, batch_norm, measure_every, output: As in `Distillation`.
         point: The images at which all terms are compared: `AtData` (None), or `AtMixedPairs`, which mixes labels too.
         shared: Whether the teacher was adapted to the target task: its outputs are then the K classes, and the student
             has one head (B, K) that learns from labels and teacher.
@@ -223,18 +215,13 @@ class Transfer(Objective):
         assert answer.cotangents is not None
         readout, v, first = self._maps(batch, 0), answer.cotangents, batch.part(slice(count))
         others = Context(arguments=first.arguments)
-        result = partial(self.differentiation.products, network, first.x, v, readout, others, traced=traced)
-        if count == len(batch.x):
-            whole = result()
-            return whole.outputs, whole.values, whole.products
-        if validation.couples(network):
-            outputs, maps = plain(batch)
-            with replaced_buffers(network, copies_of(buffers_in_training(network))):
-                return outputs, maps, result().products
-        head = result()
-        outputs, maps = plain(batch.part(slice(count, None)))
-        maps = None if maps is None else torch.cat([head.values, maps])
-        return torch.cat([head.outputs, outputs]), maps, head.products
+
+        def derive() -> tuple[tuple[Tensor, Tensor], Tensor]:
+            result = self.differentiation.products(network, first.x, v, readout, others, traced=traced)
+            return (result.outputs, result.values), result.products
+
+        both, products = self._in_parts(network, batch, count, derive, plain)
+        return *both, products
 
     def _of_whole_batch(
         self, batch: Batch, answer: Answer | None, outputs: Tensor, maps: Tensor | None

@@ -132,12 +132,7 @@ class LossWeights:
         return {name for name, weight in self.weights.items() if weight and name not in self.factors}
 
     def weigh(self, unweighted: Mapping[str, Tensor], times: Mapping[str, float] | None = None) -> dict[str, Tensor]:
-        """Return the weighted terms; one whose share was never measured is left out.
-
-        Args:
-            unweighted: The terms.
-            times: Further factors, from schedules and `every`; 1 for terms that are absent.
-        """
+        """Return the weighted terms, `times` further factors; one whose share was never measured is left out."""
         times = times or {}
         return {
             name: self.factors[name] * times.get(name, 1) * term
@@ -157,12 +152,6 @@ class LossWeights:
         With N the total of all weighted norms, the factor of a term with share s and norm n is s N / n. A schedule
         reduces a weight afterwards, and the measured shares include it. If a norm is not finite, nothing changes; where
         a norm is 0, the factor of that share is left unchanged.
-
-        Args:
-            unweighted: The terms.
-            parameters: θ.
-            times: Further factors of the terms, as in `weigh`.
-            firsts: See `Terms`.
 
         Raises:
             UnsupportedError: the graph is cut: a term lacks all or part of its gradient, although its value is large
@@ -320,9 +309,8 @@ _REMEDY = "Give samples_per_class=... instead (training samples divided by class
 def labels_of(data: object) -> Tensor:
     """Return all labels (N,) or (N, K) of a data set, without loading any input.
 
-    Args:
-        data: The labels themselves (tensor, array or list), or a data set with `targets`, `labels`, `y` or `tensors`,
-            a column `label` or `labels` (Hugging Face), a `Subset` or `ConcatDataset` of these, or a `DataLoader`.
+    `data` are the labels themselves (tensor, array or list), or a data set with `targets`, `labels`, `y` or `tensors`,
+    a column `label` or `labels` (Hugging Face), a `Subset` or `ConcatDataset` of these, or a `DataLoader`.
     """
     if isinstance(data, Tensor):
         return data.detach()

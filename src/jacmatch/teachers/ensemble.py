@@ -47,9 +47,7 @@ class EnsembleTeacher:
         if not teachers:
             raise InputError("`teachers` of `EnsembleTeacher` must not be empty.")
         for teacher in teachers:
-            if not isinstance(teacher, Teacher):
-                rule = "Each of `teachers` of `EnsembleTeacher` must be a teacher."
-                raise InputError(rule, got=type(teacher).__name__, do="Wrap a network into ModuleTeacher.")
+            _check_teacher("Each of `teachers` of `EnsembleTeacher`", teacher)
         self.teachers = tuple(teachers)
 
     @property
@@ -154,9 +152,7 @@ class MemoizedTeacher:
     """
 
     def __init__(self, teacher: Teacher, *, limit: int = 2**31, draws: bool = False) -> None:
-        if not isinstance(teacher, Teacher):
-            do = "Wrap a network into ModuleTeacher."
-            raise InputError("`teacher` of `MemoizedTeacher` must be a teacher.", got=type(teacher).__name__, do=do)
+        _check_teacher("`teacher` of `MemoizedTeacher`", teacher)
         if limit < 0:
             raise InputError("`limit` of `MemoizedTeacher` must be at least 0.", got=limit)
         self.teacher, self.limit, self.draws = teacher, limit, draws
@@ -243,6 +239,13 @@ class MemoizedTeacher:
                 return
             memory[number] = entry
             self.bytes += size
+
+
+def _check_teacher(what: str, given: object) -> None:
+    if not isinstance(given, Teacher):
+        raise InputError(
+            f"{what} must be a teacher.", got=type(given).__name__, do="Wrap a network into ModuleTeacher."
+        )
 
 
 def _weights(teacher: Teacher) -> list[Tensor]:

@@ -250,10 +250,6 @@ def _in_place(composition: Kernel) -> Kernel:
     return lambda x, *rest: x.copy_(composition(x.clone(), *rest))  # its derivative needs the previous x
 
 
-def _legit(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return native_batch_norm(x, weight, bias, mean, var, *rest)
-
-
 def _no_stats(x: Tensor, weight: Any, bias: Any, training: bool, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return native_batch_norm(x, weight, bias, None, None, training, *rest)
 
@@ -264,7 +260,7 @@ def _functional(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, *r
 
 
 def _with_update(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return (*native_batch_norm(x, weight, bias, mean, var, True, *rest), x.new_empty(0, dtype=torch.uint8))
+    return _cudnn(x, weight, bias, mean, var, True, *rest)
 
 
 def _cudnn(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -> tuple[Tensor, ...]:
@@ -278,7 +274,7 @@ KERNELS: dict[str, Kernel] = {
     **FIRST_ORDER,
     "native_layer_norm": native_layer_norm,
     "native_batch_norm": native_batch_norm,
-    "_native_batch_norm_legit": _legit,
+    "_native_batch_norm_legit": native_batch_norm,
     "_native_batch_norm_legit.no_stats": _no_stats,
     "_native_batch_norm_legit_functional": _functional,
     "_batch_norm_with_update": _with_update,

@@ -102,15 +102,10 @@ def _check(tensors: Sequence[Tensor], tangents: Tangents, mask: Tensor | None, d
     if len(tangents) != 3 or all(each is None for each in tangents):
         rule = "`tangents` of `attention_jvp` must be those of query, key and value, at most two of them None."
         raise InputError(rule, got=f"{len(tangents)}, {sum(z is None for z in tangents)} of them None")
-    leading = {
-        tuple(t.shape[: t.dim() - z.dim()])
-        for z, t in zip(tensors, tangents, strict=True)
-        if t is not None and t.shape[t.dim() - z.dim() :] == z.shape
-    }
-    fitting = [
-        t for z, t in zip(tensors, tangents, strict=True) if t is None or t.shape[t.dim() - z.dim() :] == z.shape
-    ]
-    if len(fitting) < 3 or len(leading) > 1 or max(map(len, leading)) > 1:
+    pairs = [(t.shape, t.dim() - z.dim(), z.shape) for z, t in zip(tensors, tangents, strict=True) if t is not None]
+    leading = {tuple(shape[:more]) for shape, more, _ in pairs}
+    fits = all(shape[more:] == wanted for shape, more, wanted in pairs)
+    if not fits or len(leading) > 1 or max(map(len, leading)) > 1:
         rule = "Each of `tangents` of `attention_jvp` must have the shape of its tensor, or (P, *shape) in all of them."
         shapes = [None if t is None else tuple(t.shape) for t in tangents]
         raise InputError(rule, got=f"{shapes} for {[tuple(z.shape) for z in tensors]}")
@@ -261,6 +256,7 @@ def _sum(total: Tensor | None, part: Tensor | None) -> Tensor | None:
 
 
 def attention(
+    traced: bool,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -270,8 +266,16 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention` by `attention_jvp` in a dual pass, else as PyTorch has it."""
+    """`torch.nn.functional.scaled_dot_product_attention`: by `attention_jvp` in a dual pass, else as PyTorch has it.
+
+    To be `traced`, it is composed of plain operations.
+    """
     mask = attn_mask
+    if traced:
+        if enable_gqa:
+            key, value = _for_each_head(query, key, value)
+        scores = _Scores(1 / math.sqrt(query.shape[-1]) if scale is None else scale, mask, is_causal, 0.0, 0)
+        return functional.dropout(scores.probabilities(query, key, 0), dropout_p) @ value
     constant = mask is None or not (mask.requires_grad or is_causal)
     if constant and not dropout_p and not torch.is_autocast_enabled(query.device.type) and in_dual_pass(mask):
         (q, q_t), (k, k_t), (v, v_t) = (parts_of(each) for each in (query, key, value))
@@ -281,20 +285,3 @@ def attention(
     return functional.scaled_dot_product_attention(
         query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )
-
-
-def traced_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention` in plain operations, to be traced."""
-    if enable_gqa:
-        key, value = _for_each_head(query, key, value)
-    scores = _Scores(1 / math.sqrt(query.shape[-1]) if scale is None else scale, attn_mask, is_causal, 0.0, 0)
-    return functional.dropout(scores.probabilities(query, key, 0), dropout_p) @ value

@@ -4,13 +4,14 @@ A product vᵀJ is a backward pass to the input. Our rules then omit the gradien
 statistics as constants. `torch.autograd.Function` does not pass on which gradients are needed, so a flag does.
 
 `torch.func` passes each rule with a `jvp` method through several layers of Python, about a millisecond for a call. In a
-dual pass (`in_dual_pass`, `parts_of`, `joined`) the dual numbers are taken apart, one function computes value and
-tangent from ordinary tensors below `torch.func`, and its two results are one dual number again.
+dual pass (`dual`) the dual number is taken apart, value and tangent are computed from ordinary tensors below
+`torch.func`, and the two results are one dual number again.
 """
 
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,32 +23,29 @@ from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 
 Pair = tuple[Tensor, Tensor]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+_TOWARD = "jacmatch-toward-input"  # autograd hands on objects of this kind to its own threads
 
 
-_TOWARD = "jacmatch-toward-input"
+def is_toward_input() -> bool:
+    """Return whether the running backward pass is only w.r.t. the input: in this thread, or in its GPU thread."""
+    return torch._C._is_key_in_tls(_TOWARD) and bool(torch._C._get_obj_in_tls(_TOWARD))
 
 
-class _Toward:
-    """Whether the running backward pass is only w.r.t. the input: in this thread, or in its GPU thread."""
-
-    @property
-    def input(self) -> bool:
-        """Read the flag; autograd hands these objects on to its own threads."""
-        return torch._C._is_key_in_tls(_TOWARD) and bool(torch._C._get_obj_in_tls(_TOWARD))
-
-
-Toward = _Toward()
+def toward_input() -> AbstractContextManager[None]:
+    """Context in which backward passes compute gradients of the input only: rules return none for parameters."""
+    return switched(is_toward_input, partial(torch._C._stash_obj_in_tls, _TOWARD), True)
 
 
 @contextmanager
-def toward_input() -> Iterator[None]:
-    """Context in which backward passes compute gradients of the input only: rules return none for parameters."""
-    before = Toward.input
-    torch._C._stash_obj_in_tls(_TOWARD, True)
+def switched(read: Callable[[], bool], write: Callable[[bool], Any], value: bool) -> Iterator[None]:
+    """Context in which a switch has this value."""
+    before = read()
+    write(value)
     try:
         yield
     finally:
-        torch._C._stash_obj_in_tls(_TOWARD, before)
+        write(before)
 
 
 _lock = threading.RLock()
@@ -128,6 +126,52 @@ class SampleRule(Rule):
         return y.unflatten(0, (info.batch_size, -1)), 0
 
 
+class AffineRule(SampleRule):
+    """y = B(x, W) + b, with B linear in x and in W; a subclass has `forward(x, W, b, *settings)` and `gradients`."""
+
+    constant = False  # whether W and b never depend on the input of the network
+
+    @classmethod
+    def setup_context(cls, ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Save x only if W is trained."""
+        x, weight, bias, *ctx.settings = inputs
+        ctx.set_materialize_grads(False)
+        ctx.shape = x.shape
+        ctx.save_for_backward(x if weight.requires_grad else None, weight)
+        ctx.save_for_forward(x, weight)
+        ctx.are_parameters = cls.constant or not may_depend_on_input(weight, bias)
+
+    @classmethod
+    def backward(cls, ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the requested gradients w.r.t. x, W and b."""
+        others = [None] * len(ctx.settings)
+        if g is None:
+            return None, None, None, *others
+        wanted = ctx.needs_input_grad[:3]
+        if is_toward_input() and ctx.are_parameters:
+            wanted = (wanted[0], False, False)
+        return *cls.gradients(ctx, g, *ctx.saved_tensors, wanted), *others
+
+    @staticmethod
+    def gradients(ctx: Any, g: Tensor, x: Any, weight: Tensor, wanted: tuple[bool, bool, bool]) -> Gradients:
+        """Return the requested gradients w.r.t. x, W and b, None for the others."""
+        raise NotImplementedError
+
+    @classmethod
+    def jvp(
+        cls, ctx: Any, x_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, *_: Any
+    ) -> Tensor | None:
+        """Return B(ẋ, W) + B(x, Ẇ) + ḃ."""
+        x, weight = ctx.saved_tensors
+        if x_t is None and bias_t is not None:
+            x_t = torch.zeros_like(x)
+        moved: Tensor | None = None if x_t is None else applied(cls, x_t, weight, bias_t, *ctx.settings)
+        if weight_t is None:
+            return moved
+        by_weight: Tensor = applied(cls, x, weight_t, None, *ctx.settings)
+        return by_weight if moved is None else moved + by_weight
+
+
 def in_dual_pass(*constants: Tensor | None) -> bool:
     """Return whether exactly one `torch.func.jvp` runs, and these tensors do not take part in it."""
     top = functorch.peek_interpreter_stack()
@@ -140,6 +184,14 @@ def parts_of(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return value and tangent of x in a dual pass, as ordinary tensors; the tangent is None if x is constant."""
     value, tangent = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
     return below(value), None if tangent is None else below(tangent)
+
+
+def dual(rule: Callable[..., Pair], x: Tensor, *arguments: Any) -> Tensor | None:
+    """Return `rule(x, ẋ, *arguments)` as one dual number; None except in a dual pass of x alone."""
+    if not in_dual_pass(*(each for each in arguments if isinstance(each, Tensor))):
+        return None
+    value, tangent = parts_of(x)
+    return None if tangent is None else joined(rule, value, tangent, *arguments)
 
 
 def joined(function: Callable[..., Pair], *arguments: Any) -> Tensor:

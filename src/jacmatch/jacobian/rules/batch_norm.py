@@ -10,16 +10,16 @@ from torch.nn import functional
 
 from jacmatch.errors import InputError
 from jacmatch.jacobian.rules.base import (
+    AffineRule,
+    Gradients,
     Pair,
     Rule,
     SampleRule,
-    Toward,
     applied,
     below,
-    in_dual_pass,
-    joined,
+    dual,
+    is_toward_input,
     may_depend_on_input,
-    parts_of,
 )
 
 
@@ -38,7 +38,7 @@ class _Constant(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor | None:
-        return None if Toward.input else gradient
+        return None if is_toward_input() else gradient
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:
@@ -93,13 +93,8 @@ def batch_norm(
             return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         _check_count(x)
         settings = (running_mean, running_var, momentum, eps, frozen is not None)
-        if in_dual_pass(weight, bias):
-            value, tangent = parts_of(x)
-            if tangent is not None:
-                buffers = (None if each is None else below(each) for each in settings[:2])
-                return joined(_DualNormalised.apply, value, tangent, weight, bias, *buffers, *settings[2:])
-        y: Tensor = applied(_Normalised, x, weight, bias, *settings)[0]
-        return y
+        y: Tensor | None = dual(_dual_normalised, x, weight, bias, settings)
+        return applied(_Normalised, x, weight, bias, *settings)[0] if y is None else y
     if training:
         var, mean = moments(x) if frozen is None else frozen.of(x)
         if running_mean is not None and running_var is not None:
@@ -108,10 +103,9 @@ def batch_norm(
     else:
         assert running_mean is not None
         assert running_var is not None
-        if not adapted and not composed and in_dual_pass(running_mean, running_var, weight, bias):
-            value, tangent = parts_of(x)
-            if tangent is not None:
-                return joined(_dual_affine, value, tangent, running_mean, running_var, weight, bias, eps)
+        y = None if adapted or composed else dual(_dual_affine, x, running_mean, running_var, weight, bias, eps)
+        if y is not None:
+            return y
         # clones, since the buffers may be written before the backward pass
         var, mean = running_var.clone(), running_mean.clone()
     scale, shift = scale_and_shift((var + eps).rsqrt(), mean, weight, bias)
@@ -153,7 +147,7 @@ class _Normalised(Rule):
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
-        if Toward.input:
+        if is_toward_input():
             return _moved(g, x, weight, mean, rstd, ctx.eps, ctx.frozen), *[None] * 7
         wanted = tuple(ctx.needs_input_grad[:3])
         backward = torch.ops.aten.native_batch_norm_backward
@@ -351,40 +345,31 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
     return y
 
 
-class _Affine(SampleRule):
+class _Affine(AffineRule):
     """y = s x + t; scale and shift are not functions of the input of the network."""
+
+    constant = True
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
         return mapped(x, scale, shift)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, scale, shift = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x if scale.requires_grad else None, scale)
-        ctx.save_for_forward(x, scale)
-        ctx.shift = None if shift is None else shift.dtype
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
-        if g is None:
-            return None, None, None
-        x, scale = ctx.saved_tensors
-        by_x, by_scale, by_shift = ctx.needs_input_grad
-        if Toward.input:
-            by_scale = by_shift = False
+    def gradients(ctx: Any, g: Tensor, x: Any, scale: Tensor, wanted: tuple[bool, bool, bool]) -> Gradients:
         return (
-            affine(g, scale, None) if by_x else None,
-            dot_by_channel(g, x).to(scale.dtype) if by_scale else None,
-            sum_by_channel(g).to(ctx.shift) if by_shift else None,
+            affine(g, scale, None) if wanted[0] else None,
+            dot_by_channel(g, x).to(scale.dtype) if wanted[1] else None,
+            sum_by_channel(g).to(scale.dtype) if wanted[2] else None,
         )
 
-    @staticmethod
-    def jvp(ctx: Any, x_t: Tensor | None, scale_t: Tensor | None, shift_t: Tensor | None) -> Tensor:
-        x, scale = ctx.saved_tensors
-        y = affine(torch.zeros_like(x) if x_t is None else x_t, scale, shift_t)
-        return y if scale_t is None else y + x * by_channel(scale_t, x)
+
+def _dual_normalised(
+    x: Tensor, x_t: Tensor, weight: Tensor | None, bias: Tensor | None, settings: tuple[Any, ...]
+) -> Pair:
+    """Value and tangent with the statistics of the batch; the running statistics are wrapped by `torch.func`."""
+    buffers = (None if each is None else below(each) for each in settings[:2])
+    pair: Pair = _DualNormalised.apply(x, x_t, weight, bias, *buffers, *settings[2:])  # type: ignore[no-untyped-call]
+    return pair
 
 
 class _DualNormalised(torch.autograd.Function):
@@ -451,31 +436,4 @@ def _dual_affine(
 ) -> Pair:
     """Value and tangent with the running statistics."""
     scale, shift = scale_and_shift((var + eps).rsqrt(), mean, weight, bias)
-    pair: Pair = _DualAffine.apply(x, x_t, scale, shift)  # type: ignore[no-untyped-call]
-    return pair
-
-
-class _DualAffine(torch.autograd.Function):
-    """y = s x + t and ẏ = s ẋ by channel."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, x_t: Tensor, scale: Tensor, shift: Tensor) -> Pair:
-        trained = scale.requires_grad
-        ctx.save_for_backward(x if trained else None, x_t if trained else None, scale)
-        ctx.shift = shift.dtype
-        ctx.set_materialize_grads(False)
-        return mapped(x, scale, shift), mapped(x_t, scale, None)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, x_t, scale = ctx.saved_tensors
-        by_x, by_x_t, by_scale, by_shift = ctx.needs_input_grad
-        moved = [
-            g * by_channel(scale, g) if g is not None and by else None
-            for g, by in zip(gradients, (by_x, by_x_t), strict=True)
-        ]
-        given = zip(gradients, (x, x_t), strict=True)
-        dots = [dot_by_channel(g, z).to(scale.dtype) for g, z in given if g is not None] if by_scale else []
-        total = sum(dots[1:], start=dots[0]) if dots else None
-        first = gradients[0]
-        return *moved, total, sum_by_channel(first).to(ctx.shift) if by_shift and first is not None else None
+    return affine(x, scale, shift), affine(x_t, scale, None)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jacmatch.jacobian.rules.base import Pair, Rule, applied, in_dual_pass, joined, parts_of
+from jacmatch.jacobian.rules.base import Pair, Rule, applied, dual
 
 
 def layer_norm(
@@ -25,11 +25,11 @@ def layer_norm(
     shape = tuple(normalized_shape)
     leading = x.dim() - len(shape)
     low = x.dtype not in (torch.float32, torch.float64) or (weight is not None and weight.dtype != x.dtype)
-    if not low and not torch.is_autocast_enabled(x.device.type) and in_dual_pass(weight, bias):
-        value, tangent = parts_of(x)
-        if tangent is not None:
-            return joined(_DualLayerNorm.apply, value, tangent, shape, weight, bias, eps)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    autocast = torch.is_autocast_enabled(x.device.type)
+    y = None if low or autocast else dual(_DualLayerNorm.apply, x, shape, weight, bias, eps)
+    if y is not None:
+        return y
+    if autocast and x.dtype != torch.float64:
         x = x.float()  # as autocast does
     rows = x.reshape(x.shape[:leading].numel(), -1)
     z: Tensor = applied(_Normalised, rows, eps)[0].view(x.shape)

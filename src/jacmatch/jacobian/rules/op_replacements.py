@@ -4,8 +4,7 @@ Calls from Python are looked up in a table of faster rules, or of forms that `to
 derivative is wrong or missing in PyTorch are replaced in ATen's dispatcher (`aten_kernels`), however they are called.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian.rules import aten_kernels
 from jacmatch.jacobian.rules.activation import gelu, relu
-from jacmatch.jacobian.rules.attention import attention, traced_attention
-from jacmatch.jacobian.rules.base import shared
+from jacmatch.jacobian.rules.attention import attention
+from jacmatch.jacobian.rules.base import shared, switched
 from jacmatch.jacobian.rules.batch_norm import Statistics, batch_norm, traced_batch_norm
 from jacmatch.jacobian.rules.convolution import convolution
 from jacmatch.jacobian.rules.layer_norm import layer_norm
@@ -97,20 +96,10 @@ def _unfused(func: Rule) -> Rule:
     """The recurrent layer without oneDNN, whose LSTM has no forward-mode derivative."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        with shared("onednn", _no_onednn):
+        with shared("onednn", partial(switched, torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled, False)):
             return func(*args, **kwargs)
 
     return call
-
-
-@contextmanager
-def _no_onednn() -> Iterator[None]:
-    before: bool = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)
 
 
 _RULES: dict[Callable[..., Any], Rule] = {
@@ -125,13 +114,13 @@ _FORWARD_RULES: dict[Callable[..., Any], Rule] = {
     functional.linear: linear,
     functional.gelu: gelu,
     functional.dropout: _dropout,
-    functional.scaled_dot_product_attention: attention,
+    functional.scaled_dot_product_attention: partial(attention, False),
 }
 _ONCE: dict[Callable[..., Any], Rule] = {functional.batch_norm: partial(batch_norm, True, None)}
 _COMPILED: dict[Callable[..., Any], Rule] = {
     functional.hardsigmoid: lambda x, inplace=False: aten_kernels.hardsigmoid(x),
     functional.hardswish: lambda x, inplace=False: aten_kernels.hardswish(x),
-    functional.scaled_dot_product_attention: traced_attention,
+    functional.scaled_dot_product_attention: partial(attention, True),
 }
 
 

@@ -152,18 +152,9 @@ def _checked(raw: Mapping[str, Any]) -> Head:
     def texts(name: str) -> dict[str, str]:
         return {str(key): str(value) for key, value in dict(raw[name]).items()}
 
-    return Head(
-        texts("fingerprint"),
-        texts("question"),
-        fields,
-        sizes["samples"],
-        sizes["views"],
-        bool(raw["constant"]),
-        sizes["batch"],
-        sizes["shard"],
-        dict(raw["settings"]),
-        dict(raw["made"]),
-    )
+    others: dict[str, Any] = {name: dict(raw[name]) for name in ("settings", "made")}
+    others |= {name: texts(name) for name in ("fingerprint", "question")}
+    return Head(fields=fields, constant=bool(raw["constant"]), **others, **sizes)
 
 
 def fields_of(

@@ -274,14 +274,8 @@ def build(
     """Write the shards of this process that are missing or damaged.
 
     Each shard is assigned to one process. Two processes that were started separately never write the same shard at the
-    same time: the second one skips it.
-
-    Args:
-        sources: The queries of each run, and the head of its cache.
-        cache: Folder that contains all of them.
-        rank: Rank of this process.
-        size: Number of processes.
-        on_shard: Called with the number of finished shards.
+    same time: the second one skips it. `sources` are the queries of each run and the head of its cache; `cache` is the
+    folder that contains all of them. `on_shard` is called with the number of finished shards.
     """
     counts, number = Counts(), 0
     for source, head in sources:
