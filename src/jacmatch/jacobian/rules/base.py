@@ -150,7 +150,8 @@ class AffineRule(SampleRule):
         wanted = ctx.needs_input_grad[:3]
         if is_toward_input() and ctx.are_parameters:
             wanted = (wanted[0], False, False)
-        return *cls.gradients(ctx, g, *ctx.saved_tensors, wanted), *others
+        x, weight = ctx.saved_tensors
+        return *cls.gradients(ctx, g, x, weight, wanted), *others
 
     @staticmethod
     def gradients(ctx: Any, g: Tensor, x: Any, weight: Tensor, wanted: tuple[bool, bool, bool]) -> Gradients:

@@ -152,9 +152,8 @@ def _checked(raw: Mapping[str, Any]) -> Head:
     def texts(name: str) -> dict[str, str]:
         return {str(key): str(value) for key, value in dict(raw[name]).items()}
 
-    others: dict[str, Any] = {name: dict(raw[name]) for name in ("settings", "made")}
-    others |= {name: texts(name) for name in ("fingerprint", "question")}
-    return Head(fields=fields, constant=bool(raw["constant"]), **others, **sizes)
+    others: dict[str, Any] = {**sizes, "settings": dict(raw["settings"]), "made": dict(raw["made"])}
+    return Head(texts("fingerprint"), texts("question"), fields, constant=bool(raw["constant"]), **others)
 
 
 def fields_of(
