@@ -28,7 +28,7 @@ def test_where_the_wrapper_stands(group, monkeypatch):
     apart = DistributedDataParallel(student)
     assert wraps_apart(objective, student)
     monkeypatch.setattr(distributed, "get_world_size", lambda *_: 2)
-    with pytest.raises(UnsupportedError, match="must not be wrapped in DistributedDataParallel.*Wrap the objective"):
+    with pytest.raises(UnsupportedError, match=r"must not be wrapped in DistributedDataParallel.*Wrap the objective"):
         objective(x)
     monkeypatch.undo()
     whole = DistributedDataParallel(objective)
