@@ -6,8 +6,9 @@
 
 A Markdown file is taken as it is; of several (`results/defaults-*-cpu/settings.md`) the rows stand below each other and
 the notes are joined. The result of a benchmark (`benchmarks/results/NAME.json`) becomes a table of its rows, the folder
-of them a table of the claims; the table of the sweep (`tests/sweep/table.csv`) is counted. Run it after something was
-measured again: `python docs/tables.py`. A test holds that it changes nothing.
+of them a table of the claims, and `benchmarks/targets.json` a table of what was to be reached. The table of the sweep
+(`tests/sweep/table.csv`) is counted. Run it after something was measured again: `python docs/tables.py`. A test holds
+that it changes nothing.
 """
 
 import csv
@@ -20,7 +21,7 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 MARKED = re.compile(r"(<!-- table (?P<file>\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-ORDER = ("step", "dual", "products", "attention", "directions", "memory", "chunks", "cache", "scale", "loop", "peers")
+ORDER = ("step", "products", "attention", "directions", "memory", "chunks", "cache", "scale", "loop", "peers")
 Row = dict[str, Any]
 
 
@@ -51,6 +52,8 @@ def _table(path: Path) -> str:
         return _solvers(path)
     if path.name == "surrogate-functions.json":
         return _functions(path)
+    if path.name == "targets.json":
+        return _targets(path)
     if path.name == "profile.json":
         return _profile(path)
     return _cases(path) if path.suffix == ".json" else path.read_text(encoding="utf-8")
@@ -228,6 +231,26 @@ def _profile(path: Path) -> str:
         shown = f"`{name}`" if name != "all" else "all operators"
         cells = (format(column[name], ".0f") if name in column else "–" for column in columns.values())
         lines.append(f"| {shown} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _targets(path: Path) -> str:
+    """A line for each target: the ratio before the work on it, the one to reach, and what its row of a result says."""
+    lines = [
+        "| ratio | before | reach | measured | quartiles | n | met |",
+        "| --- | ---: | ---: | ---: | --- | ---: | --- |",
+    ]
+    for target in json.loads(path.read_text(encoding="utf-8")):
+        rows = _rows(path.parent / "results" / f"{target['file']}.json")
+        mine = [row for row in rows if (row["claim"], row["case"]) == (target["claim"], target["case"])]
+        measured = next((row for row in mine if row["device"] == "cpu" and row["median"] is not None), None)
+        cells = " | ".join(_shown(target[key]) for key in ("before", "reach"))
+        if measured is None:
+            lines.append(f"| {target['work']} | {cells} | – | – | – | – |")
+            continue
+        median, low, high = (_shown(measured[key]) for key in ("median", "low", "high"))
+        met = "yes" if measured["median"] <= target["reach"] else "no"
+        lines.append(f"| {target['work']} | {cells} | {median} | {low}–{high} | {measured['n']} | {met} |")
     return "\n".join(lines) + "\n"
 
 
