@@ -16,7 +16,7 @@ from jacmatch.diagnostics.isolation import Batch
 from jacmatch.errors import UnsupportedError, unknown_name
 from jacmatch.jacobian import Engine, gradient_norms
 from jacmatch.jacobian.arguments import Arguments
-from jacmatch.jacobian.callables import modules_of, preserved_buffers, preserved_generators, preserved_state
+from jacmatch.jacobian.callables import layers_of, preserved_buffers, preserved_generators, preserved_state
 from jacmatch.jacobian.findings import DOCTOR, Finding, Verdict, fault, note
 from jacmatch.jacobian.finite_differences import couples, plain
 from jacmatch.jacobian.function import check_input, replayed
@@ -168,8 +168,8 @@ def _coupling(module: Module, x: Tensor, y: Tensor, values: Callable[[Tensor], T
             return []
     except UnsupportedError as unknown:
         return [note("unchecked", str(unknown), "Try another batch.")]
-    layers = [layer for network in modules_of(module) for layer in network.modules()]
-    normalized = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in layers)
+    batch_norm = nn.modules.batchnorm._BatchNorm
+    normalized = any(isinstance(layer, batch_norm) and layer.training for layer in layers_of(module))
     return [DOCTOR["batch-norm-couples" if normalized else "couples-samples"]]
 
 

@@ -35,6 +35,18 @@ def modules_of(function: Any) -> list[nn.Module]:
     return list(networks.values())
 
 
+def layers_of(function: Any) -> list[nn.Module]:
+    """Return each layer of these networks once, in the order of `modules()`, whose recursion takes longer."""
+    layers: dict[int, nn.Module] = {}
+    waiting: list[nn.Module | None] = [*reversed(modules_of(function))]
+    while waiting:
+        layer = waiting.pop()
+        if layer is not None and id(layer) not in layers:
+            layers[id(layer)] = layer
+            waiting += reversed(layer._modules.values())
+    return list(layers.values())
+
+
 def tensors_of(function: Any) -> list[Tensor]:
     """Return the tensors that a function contains besides those of its networks."""
     tensors = {id(each): each for each in _walk(function, _DEPTH) if isinstance(each, Tensor)}
@@ -69,11 +81,10 @@ def key_of(function: Any, depth: int = _DEPTH, *, numbers: bool = False) -> Hash
 def copy_in(function: Any, dtype: torch.dtype | None) -> Any:
     """Return a copy that shares no parameter and no buffer with the function, in this type if one is given."""
     memo: dict[int, Any] = {}
-    for module in modules_of(function):
-        for layer in module.modules():
-            for value in vars(layer).values():  # a result that a hook left behind, which deepcopy refuses
-                if isinstance(value, Tensor) and not value.is_leaf:
-                    memo[id(value)] = value.detach().clone()
+    for layer in layers_of(function):
+        for value in vars(layer).values():  # a result that a hook left behind, which deepcopy refuses
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
     return _copied(function, dtype, memo, _DEPTH)
 
 
@@ -179,8 +190,7 @@ def all_buffers(module: Callable[..., Any]) -> dict[str, Tensor]:
 
 def buffers_in_training(module: Callable[..., Any]) -> dict[str, Tensor]:
     """Return the buffers that a forward pass may write: all if any submodule is in training mode, else none."""
-    networks = [module] if isinstance(module, nn.Module) else modules_of(module)
-    return all_buffers(module) if any(trains(layer) for each in networks for layer in each.modules()) else {}
+    return all_buffers(module) if any(map(trains, layers_of(module))) else {}
 
 
 def trains(layer: nn.Module) -> bool:
@@ -237,8 +247,7 @@ def preserved_buffers(module: Callable[..., Any]) -> Iterator[None]:
 @contextmanager
 def preserved_attributes(module: Callable[..., Any]) -> Iterator[None]:
     """Restore the plain attributes of the layers, such as counters, after the context."""
-    layers = [layer for each in modules_of(module) for layer in each.modules()]
-    layers = [layer for layer in layers if not isinstance(layer, torch.jit.ScriptModule)]  # these have no attributes
+    layers = [layer for layer in layers_of(module) if not isinstance(layer, torch.jit.ScriptModule)]  # no attributes
     before = [(layer, dict(vars(layer)), dict(layer._parameters)) for layer in layers]
     try:
         yield
@@ -305,5 +314,4 @@ def preserved_state(module: Callable[..., Any]) -> Iterator[None]:
 
 def _slots(module: Callable[..., Any]) -> list[tuple[nn.Module, str, Tensor]]:
     """Return each layer, key and tensor of a buffer."""
-    layers = [layer for each in modules_of(module) for layer in each.modules()]
-    return [(layer, key, own) for layer in layers for key, own in layer._buffers.items() if own is not None]
+    return [(layer, key, own) for layer in layers_of(module) for key, own in layer._buffers.items() if own is not None]

@@ -5,7 +5,7 @@ in one dual pass, without double backward. *differences* needs values only.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -28,19 +28,19 @@ from jacmatch.jacobian.rules.base import applied, toward_input
 _levels = threading.RLock()
 
 
-def graph_nodes(*results: Tensor, before: Tensor | None = None) -> Iterator[Any]:
-    """Yield each node of the autograd graph of these results once.
+def graph_nodes(*results: Tensor, before: Tensor | None = None) -> dict[Any, list[Any]]:
+    """Return each node of the autograd graph of these results, with the nodes before it.
 
     The node of `before` is left out, and with it all nodes that are reached only through it.
     """
-    seen, waiting = {None if before is None else before.grad_fn}, [each.grad_fn for each in results]
+    nodes: dict[Any, list[Any]] = {}
+    end, waiting = None if before is None else before.grad_fn, [each.grad_fn for each in results]
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        waiting += [following for following, _ in node.next_functions]
+        if node is not None and node is not end and node not in nodes:
+            nodes[node] = [each for each, _ in node.next_functions]
+            waiting += nodes[node]
+    return nodes
 
 
 def graph_leaves(*results: Tensor, before: Tensor | None = None) -> list[Tensor]:
@@ -57,15 +57,13 @@ def branch_of(*results: Tensor, x: Tensor) -> int | None:
     """
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
-    before = {node: [each for each, _ in node.next_functions] for node in graph_nodes(*results, before=x)}
-    names = {node: node.name() for node in before}
-
-    def near(nodes: list[Any], of: dict[Any, Any]) -> Any:
-        kinds = tuple(None if node is None else of.get(node, "x") for node in nodes)
-        return kinds if len(kinds) < 4 else frozenset(kinds)
-
-    two = {node: (names[node], near(nodes, names)) for node, nodes in before.items()}
-    return hash(frozenset((two[node], near(nodes, two)) for node, nodes in before.items())) if before else None
+    before = graph_nodes(*results, before=x)
+    kinds: dict[Any, Any] = {node: node.name() for node in before}
+    for _ in range(2):  # a node by its name, then with the nodes before it, then with those before them
+        kinds[None] = None
+        near = {node: [kinds.get(each, "x") for each in nodes] for node, nodes in before.items()}
+        kinds = {node: hash((kinds[node], (tuple, frozenset)[len(each) > 3](each))) for node, each in near.items()}
+    return hash(frozenset(kinds.values())) if before else None
 
 
 def meets_once_differentiable(loss: Tensor) -> bool:

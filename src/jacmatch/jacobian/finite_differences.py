@@ -24,7 +24,7 @@ from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian.arguments import Arguments
 from jacmatch.jacobian.callables import (
     copy_in,
-    modules_of,
+    layers_of,
     preserved_attributes,
     preserved_state,
     seed_generators,
@@ -366,7 +366,7 @@ def couples(values_at: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, toleran
 
 
 def _size(function: Function) -> int:
-    layers = [layer for each in modules_of(function.module) for layer in each.modules()]
+    layers = layers_of(function.module)
     own = [each for layer in layers for each in (*layer._parameters.values(), *layer._buffers.values())]
     return sum(each.numel() for each in (*own, *tensors_of(function.module)) if each is not None)
 

@@ -13,6 +13,7 @@ from jacmatch.jacobian.callables import (
     all_buffers,
     copies_of,
     generator_states,
+    layers_of,
     preserved_generators,
     set_generator_states,
 )
@@ -67,7 +68,7 @@ class Function:
     def __post_init__(self) -> None:
         if torch.compiler.is_compiling() or not isinstance(self.module, nn.Module):
             return
-        if any(map(is_lazy, self.module.parameters())):
+        if any(p is not None and is_lazy(p) for layer in layers_of(self.module) for p in layer._parameters.values()):
             rule = "The network to be differentiated must have initialized parameters."
             raise InputError(rule, got="a lazy module", do="Call it once with a batch to give them shapes.")
 

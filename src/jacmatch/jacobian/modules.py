@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian.arguments import Arguments
-from jacmatch.jacobian.callables import buffers_in_training, preserved_buffers, trains
+from jacmatch.jacobian.callables import buffers_in_training, layers_of, preserved_buffers, trains
 from jacmatch.jacobian.rules import op_replacements
 from jacmatch.jacobian.rules.aten_kernels import right_derivatives
 from jacmatch.jacobian.rules.base import shared, switched
@@ -73,7 +73,7 @@ def twice_differentiable(
     """
     if batch_norm not in ("batch", "frozen"):
         raise InputError("`batch_norm` must be 'batch' or 'frozen'.", got=repr(batch_norm))
-    layers = list(module.modules()) if isinstance(module, nn.Module) else []
+    layers = layers_of(module) if isinstance(module, nn.Module) else []
     if any(isinstance(layer, nn.DataParallel) and len(layer.device_ids) > 1 for layer in layers):
         raise UnsupportedError(
             "No engine can differentiate `torch.nn.DataParallel`: its replicas run in threads of their own. Use "
@@ -131,7 +131,7 @@ def is_trainable(module: Module) -> bool:
     """Return whether a result can have a gradient: a parameter requires one, or the module is a plain function."""
     if not isinstance(module, nn.Module):
         return True
-    return any(parameter.requires_grad for parameter in module.parameters())
+    return any(p is not None and p.requires_grad for layer in layers_of(module) for p in layer._parameters.values())
 
 
 def set_mode(module: nn.Module, training: bool) -> nn.Module:

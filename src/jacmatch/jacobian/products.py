@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from jacmatch.errors import InputError, UnsupportedError, whole_number
 from jacmatch.jacobian.arguments import Arguments, Inputs
-from jacmatch.jacobian.callables import buffers_in_training, copies_of, trains, write_buffers
+from jacmatch.jacobian.callables import buffers_in_training, copies_of, layers_of, trains, write_buffers
 from jacmatch.jacobian.engines import JVP_ENGINES, difference_jvp, own_rows, rebuilt_vjp, reverse_vjp, undifferentiable
 from jacmatch.jacobian.features import Selection, Structure, selecting
 from jacmatch.jacobian.function import Cotangents, Function, Products, check_direction, check_input
@@ -277,7 +277,7 @@ def _copies(function: Function, x: Tensor, chunk_size: int | None) -> int:
     """Return how many copies of the batch compute that many rows at once."""
     if not isinstance(function.module, nn.Module):
         return 1
-    layers = list(function.module.modules())
+    layers = layers_of(function.module)
     # even without verification, BatchNorm without running statistics is known to couple the samples
     if any(map(trains, layers)) or any(map(_is_untracked, layers)) or chunk_size == 1:
         return 1

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from jacmatch.errors import UnsupportedError
 from jacmatch.jacobian.arguments import Arguments
-from jacmatch.jacobian.callables import key_of, modules_of, preserved_generators, preserved_state, trains
+from jacmatch.jacobian.callables import key_of, layers_of, modules_of, preserved_generators, preserved_state, trains
 from jacmatch.jacobian.engine_checks import is_small, judge, not_finite_at
 from jacmatch.jacobian.engines import JVP_ENGINES, reverse_vjp
 from jacmatch.jacobian.features import Selection
@@ -194,10 +194,9 @@ def _samples_of(branch: Hashable, function: Function, x: Tensor, name: str, coun
 
 def _numbers(function: Function) -> Hashable:
     """Return the plain attributes of all layers, and the numbers in the context: what may select a branch."""
-    layers = {id(layer): layer for each in modules_of(function.module) for layer in each.modules()}
     own = [
         (name, key_of(value, 2, numbers=True))
-        for layer in layers.values()
+        for layer in layers_of(function.module)
         for name, value in vars(layer).items()
         if name not in _OF_EVERY_MODULE and not isinstance(value, Tensor)
     ]
@@ -465,7 +464,7 @@ def _can_be_verified(function: Function, x: Tensor) -> bool:
 
 def _is_distributed(function: Function) -> bool:
     """Return whether a call of the function involves other processes."""
-    layers = [layer for each in modules_of(function.module) for layer in each.modules()]
+    layers = layers_of(function.module)
     if any(base.__name__ in _WRAPPERS for layer in layers for base in type(layer).__mro__):
         return True
     return any(hasattr(p, "full_tensor") for layer in layers for p in layer._parameters.values())
@@ -473,18 +472,11 @@ def _is_distributed(function: Function) -> bool:
 
 def _signature(function: Function, x: Tensor, count: int) -> Hashable:
     layers: list[Any] = []
-    waiting: list[nn.Module | None] = [*modules_of(function.module)]
-    seen: set[int] = set()
-    while waiting:
-        layer = waiting.pop()
-        if layer is None or id(layer) in seen:
-            continue
-        seen.add(id(layer))
-        trained = [p is not None and p.requires_grad for p in layer._parameters.values()]
-        hooks = len(layer._forward_hooks) + len(layer._forward_pre_hooks)
-        selected = [each.key for each in layer._forward_hooks.values() if isinstance(each, Selection)]
-        layers += (id(layer), trains(layer), hooks, *selected, *trained, *_switches(layer))
-        waiting += layer._modules.values()
+    for layer in layers_of(function.module):
+        layers += (id(layer), trains(layer), len(layer._forward_hooks) + len(layer._forward_pre_hooks))
+        layers += [each.key for each in layer._forward_hooks.values() if isinstance(each, Selection)]
+        layers += [p is not None and p.requires_grad for p in layer._parameters.values()]
+        layers += _switches(layer)
     kind = x.device.type
     return (
         tuple(layers),
@@ -506,9 +498,9 @@ def _switches(layer: nn.Module) -> list[Hashable]:
     for name, value in vars(layer).items():
         if name in _OF_EVERY_MODULE:
             continue
-        if isinstance(value, bool | str) or (type(value) is int and value in (0, 1)):
+        if isinstance(value, (bool, str)) or (type(value) is int and value in (0, 1)):
             switches += (name, value)
-        elif isinstance(value, FunctionType | MethodType):
+        elif isinstance(value, (FunctionType, MethodType)):
             switches += (name, id(value.__code__))
     return switches
 

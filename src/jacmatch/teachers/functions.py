@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import Context, finite_differences, jvp_products, vjp_products
-from jacmatch.jacobian.callables import trains
+from jacmatch.jacobian.callables import layers_of, trains
 from jacmatch.jacobian.features import Select, selecting
 from jacmatch.jacobian.function import Function
 from jacmatch.jacobian.modules import check_evaluates, set_mode, unfused_encoder
@@ -76,7 +76,7 @@ class ModuleTeacher:
         """Return the outputs at x, and the products and features of the query, in the dtype of x."""
         question = question or Question()
         module = self.module
-        if any(map(trains, module.modules())):  # train() may have been called on a parent
+        if any(map(trains, layers_of(module))):  # train() may have been called on a parent
             set_mode(module, training=False)
         like = next((p for p in module.parameters() if p.is_floating_point()), x)
         if like.device != x.device:

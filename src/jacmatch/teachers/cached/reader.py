@@ -4,7 +4,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,8 @@ class Shards:
         self.folder, self.head = folder, read_head(folder)
         self._fields = {field.name: field for field in self.head.fields}
         self._sound: set[tuple[int, int]] = set()
-        self._opened = lru_cache(_OPEN_FILES)(_File)
+        self._sizes = {field.name: field.size for field in self.head.fields}
+        self._opened = lru_cache(_OPEN_FILES)(partial(_File, folder))
 
     def __reduce__(self) -> tuple[type["Shards"], tuple[Path]]:
         return Shards, (self.folder,)  # a copy, also in another process, opens the files anew
@@ -128,8 +129,7 @@ class Shards:
         return torch.cat(parts)
 
     def _fill(self, view: int, shard: int, name: str, memory: memoryview, runs: Sequence[tuple[int, int, int]]) -> None:
-        path = f"{self.folder}/{shard_name(view, shard)}/{name}.memmap"
-        self._opened(path).fill(memory, self._fields[name].size, runs)
+        self._opened(view, shard, name).fill(memory, self._sizes[name], runs)
 
     def _positions(self, view: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the positions of the samples, usually consecutive, as they were written."""
@@ -147,17 +147,18 @@ class Shards:
         """The same from the file of positions, one by one."""
         positions = np.empty(len(ids), np.int64)
         runs = [(number, sample, 1) for number, sample in enumerate(ids.tolist())]
-        self._opened(f"{self.folder}/{positions_name(view)}").fill(memoryview(positions.data).cast("B"), 8, runs)
+        self._opened(view, None, "").fill(memoryview(positions.data).cast("B"), 8, runs)
         if len(positions) and not 0 <= positions.min() <= positions.max() < self.head.samples:
             raise _wrong(self.folder / positions_name(view), "positions beyond the last")
         return positions
 
 
 class _File:
-    """A file that stays open for reading while it is in use."""
+    """A file of a shard, or the positions of a view, that stays open for reading while it is in use."""
 
-    def __init__(self, path: str) -> None:
-        self.path, self.descriptor = path, open_regular(os.path.realpath(path), os.O_RDONLY)
+    def __init__(self, folder: Path, view: int, shard: int | None, name: str) -> None:
+        self.path = f"{folder}/{positions_name(view) if shard is None else f'{shard_name(view, shard)}/{name}.memmap'}"
+        self.descriptor = open_regular(os.path.realpath(self.path), os.O_RDONLY)
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):  # not if it could not be opened
@@ -165,9 +166,10 @@ class _File:
 
     def fill(self, memory: memoryview, size: int, runs: Sequence[tuple[int, int, int]]) -> None:
         """Read runs of rows (first row in the memory, first in the file, how many) of `size` bytes each."""
+        read, descriptor = _read, self.descriptor
         for first, position, count in runs:
-            part = memory[first * size : (first + count) * size]
-            if _read(self.descriptor, [part], position * size) != count * size:
+            length, start = count * size, first * size
+            if read(descriptor, [memory[start : start + length]], position * size) != length:
                 raise _wrong(Path(self.path), "a file that is cut off")
 
 
