@@ -148,7 +148,7 @@ FAULTS = {
     ),
     "teacher in training mode": Fault(
         "teachers/functions.py",
-        "if any(map(trains, module.modules())):",
+        "if any(map(trains, layers_of(module))):",
         "if False:",
         "tests/teachers",
     ),

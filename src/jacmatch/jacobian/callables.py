@@ -36,7 +36,7 @@ def modules_of(function: Any) -> list[nn.Module]:
 
 
 def layers_of(function: Any) -> list[nn.Module]:
-    """Return each layer of these networks once, in the order of `modules()`, whose recursion takes longer."""
+    """Return each layer of its networks once, in the order of `modules()`, which takes longer."""
     layers: dict[int, nn.Module] = {}
     waiting: list[nn.Module | None] = [*reversed(modules_of(function))]
     while waiting:

@@ -131,7 +131,7 @@ def is_trainable(module: Module) -> bool:
     """Return whether a result can have a gradient: a parameter requires one, or the module is a plain function."""
     if not isinstance(module, nn.Module):
         return True
-    return any(p is not None and p.requires_grad for layer in layers_of(module) for p in layer._parameters.values())
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def set_mode(module: nn.Module, training: bool) -> nn.Module:

@@ -475,8 +475,7 @@ def _signature(function: Function, x: Tensor, count: int) -> Hashable:
     for layer in layers_of(function.module):
         layers += (id(layer), trains(layer), len(layer._forward_hooks) + len(layer._forward_pre_hooks))
         layers += [each.key for each in layer._forward_hooks.values() if isinstance(each, Selection)]
-        layers += [p is not None and p.requires_grad for p in layer._parameters.values()]
-        layers += _switches(layer)
+        layers += [p is not None and p.requires_grad for p in layer._parameters.values()] + _switches(layer)
     kind = x.device.type
     return (
         tuple(layers),

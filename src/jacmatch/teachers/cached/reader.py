@@ -166,10 +166,9 @@ class _File:
 
     def fill(self, memory: memoryview, size: int, runs: Sequence[tuple[int, int, int]]) -> None:
         """Read runs of rows (first row in the memory, first in the file, how many) of `size` bytes each."""
-        read, descriptor = _read, self.descriptor
         for first, position, count in runs:
-            length, start = count * size, first * size
-            if read(descriptor, [memory[start : start + length]], position * size) != length:
+            part = memory[first * size : (first + count) * size]
+            if _read(self.descriptor, [part], position * size) != count * size:
                 raise _wrong(Path(self.path), "a file that is cut off")
 
 
