@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from jacmatch.jacobian import RandomOutputs
+from jacmatch.models.vit import VisionTransformer
 from jacmatch.objectives import CompiledSteps, Distillation, Regression, Robustness
 
 
@@ -34,6 +35,8 @@ class Applied(nn.Module):
 
 def network(kind):
     torch.manual_seed(0)
+    if kind == "vit":
+        return VisionTransformer(5, (1, 8, 8), depth=1, width=16, heads=2)
     middle = {"norm": [nn.BatchNorm2d(4), nn.ReLU()], "plain": [nn.GELU()], "own": [Applied()]}[kind]
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, bias=False), *middle, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64, 5)

@@ -47,6 +47,15 @@ def test_one_graph_with_the_eager_gradients_for_any_batch(kind, policy, backend)
 
 
 @pytest.mark.ci
+def test_a_vision_transformer_is_compiled():
+    """With a graph for each batch size: PyTorch fixes the size in a linear layer of three-dimensional inputs."""
+    report = ran("vit", "frozen", "aot_eager")
+    assert (report["fallback"], report["warnings"]) == (None, [])
+    assert report["steps"] >= 4
+    assert report["worst"] < 1e-5
+
+
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["regression", "robustness"])
 def test_other_objectives_are_one_graph_too(kind):
     report = ran(kind, "frozen", "aot_eager")
