@@ -119,9 +119,9 @@ def _surrogates(path: Path) -> str:
     """Errors of values / partials of each surrogate, means over the seeds of `auto`; and how often that is best."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     names = ("auto", "gekpls", "kriging", "genn", "jenn")
-    heads = (*names, "fit, s", "partials, µs", "Kriging's ÷")
+    heads = (*names, "fit, s", "partials, µs", "kriging's ÷", "gekpls's ÷")
     lines = [f"| function | points | seeds | {' | '.join(heads)} |", f"| --- | ---: | ---: |{' ---: |' * len(heads)}"]
-    counted: dict[str, list[list[bool]]] = {}
+    counted: dict[str, list[list[bool | float | None]]] = {}
     rows = dict.fromkeys(tuple(key.split("/")[:2]) for key in cells if key.endswith("/auto"))
     for problem, size in sorted(rows, key=lambda row: (int(row[1]), row[0])):
         seeds = [seed for seed in range(9) if "values" in cells.get(f"{problem}/{size}/{seed}/auto", {})]
@@ -138,11 +138,16 @@ def _surrogates(path: Path) -> str:
         if len(means) + len(failed) < len(names):
             continue
         auto, best = means["auto"], min(peers, key=lambda peer: peer["values"])
-        speed = means["kriging"]["partials_seconds"] / auto["partials_seconds"] if "kriging" in means else None
+        speeds = [
+            means[name]["partials_seconds"] / auto["partials_seconds"] if name in means else None
+            for name in ("kriging", "gekpls")
+        ]
         values, partials = (auto[what] <= min(peer[what] for peer in peers) for what in ("values", "partials"))
         jenn = all(auto[what] <= means["jenn"][what] for what in ("values", "partials"))
         fast = auto["fit_seconds"] <= max(10, best["fit_seconds"])
-        counted.setdefault(size, []).append([values, partials, jenn, fast, speed is not None and speed >= 1000])
+        counted.setdefault(size, []).append(
+            [values, partials, jenn, fast, *(speed and speed >= 1000 for speed in speeds)]
+        )
         entries = [
             " / ".join(
                 format(means[name][what], ".0f" if means[name][what] >= 10 else ".2g")
@@ -152,13 +157,18 @@ def _surrogates(path: Path) -> str:
             else failed[name]
             for name in names
         ]
-        seconds = f"{auto['fit_seconds']:.1f} | {1e6 * auto['partials_seconds']:.2g} | "
-        entries.append(seconds + ("–" if speed is None else f"{speed:,.0f}"))
+        entries += [f"{auto['fit_seconds']:.1f}", f"{1e6 * auto['partials_seconds']:.2g}"]
+        entries += ["–" if speed is None else f"{speed:,.0f}" for speed in speeds]
         lines.append(f"| {problem} | {size} | {len(seeds)} | {' | '.join(entries)} |")
-    claims = ("values", "partials", "both not above JENN", "fit", "partials 1,000 times faster than Kriging")
+    claims = ["values", "partials", "both not above JENN", "fit"]
+    claims += [
+        f"partials ≥ 1,000 times faster than {name}" for name in ("Kriging of values", "gradient-enhanced Kriging")
+    ]
     lines += ["", f"| points | problems | {' | '.join(claims)} |", f"| ---: | ---: |{' ---: |' * len(claims)}"]
     for size, each in counted.items():
-        lines.append(f"| {size} | {len(each)} | {' | '.join(str(sum(column)) for column in zip(*each, strict=True))} |")
+        known = [[bool(entry) for entry in column if entry is not None] for column in zip(*each, strict=True)]
+        counts = [f"{sum(met)}" + (f" of {len(met)}" if len(met) < len(each) else "") for met in known]
+        lines.append(f"| {size} | {len(each)} | {' | '.join(counts)} |")
     return "\n".join(lines) + "\n"
 
 
