@@ -7,7 +7,14 @@ import torch
 from jacmatch.errors import InputError
 from jacmatch.models import build
 from jacmatch.surrogates import gaussian_process
-from jacmatch.surrogates.gaussian_process import conditions_on, fit_gaussian_process, held_out_loss, with_free_samples
+from jacmatch.surrogates.gaussian_process import (
+    Logs,
+    conditions_on,
+    fit_gaussian_process,
+    held_out_loss,
+    select_process,
+    with_free_samples,
+)
 from jacmatch.surrogates.modules import to_process_module
 from jacmatch.surrogates.samples import standardize
 
@@ -154,3 +161,43 @@ def test_the_mean_as_a_module():
     assert torch.equal(again(given), module(given))
     with pytest.raises(InputError, match="`gaussian-process:LAYOUT` must be POINTS or POINTS-GROUPS"):
         build("gaussian-process:0", 2, (2,))
+
+
+def power(x):
+    """A product of powers, positive and over five orders of magnitude, and a sum beside it."""
+    y = np.stack([-(x[:, 0] ** 4) / x[:, 1] ** 3, x.sum(1) - 4], 1)
+    j = np.stack([np.stack([4 * y[:, 0] / x[:, 0], -3 * y[:, 0] / x[:, 1]], 1), np.ones((len(x), 2))], 1)
+    return y, j
+
+
+def test_logarithms_of_outputs_of_one_sign_are_learned_where_they_are_better():
+    rng = np.random.default_rng(0)
+    x, points = rng.uniform(0.2, 4, (30, 2)), rng.uniform(0.2, 4, (200, 2))
+    y, j = power(x)
+    j[4, 0, 1] = np.nan
+    data, scaler = standardize(x, y, j)
+    process, loss = select_process(data, 0, scaler.zero)
+    assert process.logs.sign.tolist() == [-1, 0]
+    plain, more = select_process(data, 0)
+    assert plain.logs is None
+    assert loss == pytest.approx(held_out_loss(data, 0, process))
+    assert loss < 0.1 * more
+    values, partials, std = process(scaler.inputs(points), std=True)
+    true, derivatives = power(points)
+    without = scaler.outputs(plain(scaler.inputs(points))[0])
+    off, before = (np.abs(each - true).mean(0) for each in (scaler.outputs(values), without))
+    assert off[0] < 0.1 * before[0]
+    assert off[0] < 0.02 * true[:, 0].std()
+    np.testing.assert_allclose(scaler.jacobian(partials)[:, 1], derivatives[:, 1], atol=1e-3)
+    assert (std > 0).all()
+    module, given = to_process_module(process, scaler, (2,)), torch.from_numpy(points)
+    np.testing.assert_allclose(module(given), scaler.outputs(values), rtol=1e-7, atol=1e-8)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda each: module(each[None])[0]))(given)
+    np.testing.assert_allclose(jacobian, scaler.jacobian(partials), rtol=1e-6, atol=1e-6)
+
+
+def test_logarithms_are_for_outputs_of_one_sign_and_of_a_wide_range():
+    y = np.array([[1.0, -1.0, 1.0, 5.0], [20.0, -20.0, -20.0, 6.0]])
+    assert Logs.of(y, np.zeros(4)).sign.tolist() == [1, -1, 0, 0]
+    assert Logs.of(y[:, 2:], np.zeros(2)) is None
+    assert Logs.of(y[:, :1], np.ones(1)) is None  # the smallest value is 0

@@ -162,8 +162,8 @@ class ProcessMean(nn.Module):
     """The mean y = m + t Σₙ k(uₙ) (aₙ + Σᵢ uₙᵢ ρ(uₙᵢ) bₙᵢ), uₙ = (z − zₙ)/ℓ, in raw units and float64 inside.
 
     k = Π (exp(−½ uᵢ²) + wᵢ)/(1 + wᵢ), and ρ is the first term's fraction of the sum. All numbers are buffers, w as its
-    logarithm. Outputs whose partials are known at the same samples share their length scales ℓ and constants w. A new
-    process has the mean 0 everywhere.
+    logarithm. Outputs whose partials are known at the same samples share their length scales ℓ and constants w. An
+    output with a sign s of ±1 is s exp(y).
 
     References:
         Rasmussen & Williams 2006, section 9.4.
@@ -173,6 +173,7 @@ class ProcessMean(nn.Module):
     lengths: Tensor
     constants: Tensor
     groups: Tensor
+    signs: Tensor
     values: Tensor
     partials: Tensor
     x_mean: Tensor
@@ -185,7 +186,7 @@ class ProcessMean(nn.Module):
         check_sizes("gaussian-process", outputs, shape)
         d = math.prod(shape)
         sizes = {"points": (points, d), "values": (points, outputs), "partials": (points, d, outputs)}
-        sizes |= {"x_mean": (d,), "y_mean": (outputs,)}
+        sizes |= {"x_mean": (d,), "y_mean": (outputs,), "signs": (outputs,)}
         for name, size in sizes.items():
             self.register_buffer(name, torch.zeros(size, dtype=torch.float64))
         for name, size in {"lengths": (groups, d), "x_scale": (d,), "y_scale": (outputs,)}.items():
@@ -204,7 +205,9 @@ class ProcessMean(nn.Module):
             shares = u * torch.sigmoid(-(half + logarithm))
             mean = k @ self.values + (k[:, :, None] * shares).flatten(1) @ self.partials.flatten(0, 1)
             y = y + mean * (self.groups == group)
-        return (self.y_mean + self.y_scale * y).to(x.dtype)
+        y = self.y_mean + self.y_scale * y
+        some = self.signs.abs()
+        return ((1 - some) * y + self.signs * (some * y).exp()).to(x.dtype)
 
 
 def process_mean_from_layout(

@@ -6,9 +6,6 @@ functions of few inputs. Its derivatives have closed covariances: cov(f, ℓᵢ 
 aⱼ for i ≠ j and k bᵢ for i = j, where a = g′/g and b = −g″/g. Length scales, constants and noise maximize the marginal
 likelihood, whose gradient is explicit; the mean and the variance of each output are profiled.
 
-It is implemented here because GPyTorch's kernel with gradients supports neither missing partials nor several outputs,
-and SMT needs minutes to predict the derivatives at 1,000 points.
-
 References:
     Rasmussen & Williams 2006, sections 2.7, 5.4.1 and 9.4; Duvenaud, Nickisch & Rasmussen 2011, arXiv 1112.4394 (sums).
 """
@@ -44,6 +41,8 @@ _CHUNK = 2**22  # entries of a covariance with new points
 _FEWEST = 10  # samples among which wrong partials are looked for
 _WRONG = 10.0  # residual of a sample over the median: geometric mean of that as it is and in standard deviations
 _SMALL = 0.05  # residual over the root mean square of the partials below which it is ignored
+_WIDE = 10.0  # ratio of largest and smallest value from which on the logarithm is tried
+_BETTER = 0.8  # held-out loss with logarithms over that without
 _FREE = 2400  # values and partials of one output at the points where a network learns from a process
 
 
@@ -268,19 +267,11 @@ class _Conditioned:
 
 @dataclass(frozen=True, eq=False)
 class GaussianProcess:
-    """Outputs conditioned on values and partials, in standardized units.
-
-    Example:
-        >>> x = np.linspace(-1, 1, 5)[:, None]
-        >>> weights = np.full((5, 1), 0.2)
-        >>> gp = fit_gaussian_process(Standardized(x, np.sin(2 * x), 2 * np.cos(2 * x)[None], weights, weights[None]))
-        >>> y, j, std = gp(np.array([[0.3]]), jacobian=True, std=True)
-        >>> bool(abs(y[0, 0] - np.sin(0.6)) < 1e-3)
-        True
-    """
+    """Outputs conditioned on values and partials, in standardized units."""
 
     groups: tuple[_Conditioned, ...]
     parameters: tuple[ndarray, ...]
+    logs: "Logs | None" = None  # outputs whose logarithm is conditioned
 
     def __call__(
         self, x: Inputs, *, jacobian: bool = True, std: bool = False
@@ -299,7 +290,50 @@ class GaussianProcess:
             for start in range(0, n if deviation is not None else 0, rows):
                 part = slice(start, start + rows)
                 deviation[part, group.outputs] = group.deviation(x[part])  # type: ignore[index]
+        if self.logs is not None:
+            y, factor = self.logs.values(y)
+            j = None if j is None else j * factor[:, :, None]
+            deviation = None if deviation is None else deviation * abs(factor)
         return y, j, deviation
+
+
+@dataclass(frozen=True, eq=False)
+class Logs:
+    """Outputs of one sign that are learned as logarithms, u = log |y − y₀|."""
+
+    zero: ndarray  # y₀, the raw 0 in standardized units
+    sign: ndarray  # of an output; 0: it is learned as it is
+
+    @staticmethod
+    def of(y: Values, zero: ndarray) -> "Logs | None":
+        """Return the logarithms of outputs of a wide range; None if there are none."""
+        low, high = (y - zero).min(0), (y - zero).max(0)
+        sign = np.where(low > 0, high > _WIDE * low, 0.0) - np.where(high < 0, low < _WIDE * high, 0.0)
+        return Logs(zero, sign) if sign.any() else None
+
+    def values(self, u: Values) -> tuple[Values, Values]:
+        """Return y and ∂y/∂u."""
+        some = np.abs(self.sign)
+        factor = self.sign * np.exp(some * u)
+        return (1 - some) * u + some * self.zero + factor, 1 - some + factor
+
+    def learned(self, data: Standardized) -> Standardized:
+        """Return the samples with u instead of y."""
+        some = np.abs(self.sign)
+        off = 1 - some + some * (data.y - self.zero)
+        y = (1 - some) * data.y + np.log(np.abs(off))
+        return replace(data, y=y, t=None if data.t is None else data.t / off)
+
+
+def select_process(data: Standardized, seed: int, zero: ndarray | None = None) -> tuple[GaussianProcess, float | None]:
+    """Return the process of values or, with the raw `zero`, of logarithms, by its held-out loss, and this loss."""
+    process = fit_gaussian_process(data, seed=seed)
+    loss = held_out_loss(data, seed, process)
+    if zero is not None and loss is not None and loss > EXACT and (logs := Logs.of(data.y, zero)) is not None:
+        other = replace(fit_gaussian_process(logs.learned(data), seed=seed), logs=logs)
+        if (of_other := held_out_loss(data, seed, other)) is not None and of_other < _BETTER * loss:
+            return other, of_other
+    return process, loss
 
 
 def fit_gaussian_process(
@@ -307,10 +341,8 @@ def fit_gaussian_process(
 ) -> GaussianProcess:
     """Return the process with the most likely length scales, constants and noise.
 
-    They are searched on randomly drawn values and partials, together for all outputs with one pattern of known
-    partials: first with several starts on few of them, then from the best result on more.
-
-    `parameters` of an earlier process are used without a search.
+    They are searched on randomly drawn samples, together for outputs with one pattern: with several starts on few of
+    them, then from the best on more. `parameters` of an earlier process are used without a search.
     """
     searched = list(parameters)
     for outputs in () if parameters else patterns(data):
@@ -380,8 +412,7 @@ def _condition(observed: _Observed, outputs: ndarray, parameters: ndarray, calib
 def _calibration(observed: _Observed, factor: ndarray, alpha: ndarray, variance: ndarray) -> ndarray:
     """Return the factor of standard deviations with which 90 % of left-out samples lie in their 90 % interval.
 
-    A sample is left out with all its partials. Its residual and variance follow from its block of the inverse. That
-    variance includes the noise, which is absent at a new point, so the factor is at least 1.
+    Their variance includes the noise, which is absent at a new point, so the factor is at least 1.
     """
     n, d = observed.x.shape
     sample, ratios = observed.index % n, []
@@ -396,10 +427,9 @@ def _calibration(observed: _Observed, factor: ndarray, alpha: ndarray, variance:
 
 
 def wrong_partials(process: GaussianProcess) -> list[str]:
-    """Return a line about the sample whose partials disagree most with all other samples, if clearly.
+    """Return a line about the sample whose partials disagree most with what everything else predicts, if clearly.
 
-    The partials of a sample are predicted from everything else; residual and covariance follow from their block of the
-    inverse. A sample is named if its residual, both absolute and in standard deviations, is far above the median.
+    The residual, both absolute and in standard deviations, must be far above the median.
     """
     lines = []
     for group in process.groups:
@@ -439,21 +469,29 @@ def held_out_loss(data: Standardized, seed: int, process: GaussianProcess | None
     parts = data.split(seed)
     if parts is None or conditions_on(data) > LARGEST:
         return None
-    parameters = () if process is None else process.parameters
-    fitted = fit_gaussian_process(parts[1], seed=seed, parameters=parameters, calibrated=False)
+    logs = None if process is None else process.logs
+    rows = parts[1] if logs is None else logs.learned(parts[1])
+    pairs = () if process is None else zip(process.groups, process.parameters, strict=True)
+    known = {output: each for group, each in pairs for output in group.outputs}
+    # without the held-out samples, more outputs may have the same pattern
+    parameters = tuple(known[outputs[0]] for outputs in patterns(rows) if known)
+    fitted = replace(fit_gaussian_process(rows, seed=seed, parameters=parameters, calibrated=False), logs=logs)
     y, j, _ = fitted(parts[0].x, jacobian=data.t is not None)
     return parts[0].loss_of(y, None if j is None else j.transpose(2, 0, 1))
+
+
+def spread(low: ndarray, high: ndarray, count: int, seed: int) -> Inputs:
+    """Return Sobol points of a box."""
+    unit = qmc.Sobol(len(low), seed=seed).random_base2(int(np.ceil(np.log2(max(count, 2)))))[:count]
+    return np.asarray(low + unit * (high - low))
 
 
 def with_free_samples(
     data: Standardized, process: GaussianProcess, seed: int, count: int | None = None
 ) -> Standardized:
     """Return the samples together with Sobol points in their box, at which the process is the teacher."""
-    d = data.x.shape[1]
-    count = max(1, _FREE // (1 + d)) if count is None else count
-    low, high = data.x.min(0), data.x.max(0)
-    unit = qmc.Sobol(d, seed=seed).random_base2(int(np.ceil(np.log2(max(count, 2)))))[:count]
-    x = low + unit * (high - low)
+    count = max(1, _FREE // (1 + data.x.shape[1])) if count is None else count
+    x = spread(data.x.min(0), data.x.max(0), count, seed)
     y, j, _ = process(x, jacobian=True)
     assert j is not None
     return data.joined(x, y, j.transpose(2, 0, 1).copy())

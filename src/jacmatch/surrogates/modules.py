@@ -142,6 +142,10 @@ def to_process_module(process: GaussianProcess, scaler: Scaler, shape: tuple[int
         used = group.constants > 0
         module.constants[number, used] = torch.from_numpy(np.log(group.constants[used]))
         module.groups[outputs] = number
+        if process.logs is not None:
+            sign = module.signs[outputs] = torch.from_numpy(process.logs.sign)[outputs]
+            module.y_mean[outputs] = torch.where(sign == 0, module.y_mean[outputs], module.y_scale[outputs].log())
+            module.y_scale[outputs] = torch.where(sign == 0, module.y_scale[outputs], 1.0)
         module.y_mean[outputs] += module.y_scale[outputs] * torch.from_numpy(group.mean)
     return module.eval()
 

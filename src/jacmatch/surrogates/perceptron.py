@@ -85,14 +85,7 @@ class _Activation:
 
 @dataclass(frozen=True)
 class Perceptron:
-    """The layout of a network; its parameters are one vector.
-
-    Example:
-        >>> net = Perceptron((2, 8, 1), "tanh")
-        >>> y, j = net(net.initial(seed=0), np.zeros((5, 2)))
-        >>> y.shape, j.shape
-        ((5, 1), (5, 1, 2))
-    """
+    """The layout of a network; its parameters are one vector."""
 
     widths: tuple[int, ...]  # inputs, hidden layers, outputs
     activation: str  # A name in `ACTIVATIONS`
@@ -129,8 +122,7 @@ class Perceptron:
     def initial(self, seed: int) -> Parameters:
         """Return random parameters: weights of standard deviation 1/(2 √fan_in), hidden biases uniform in ±1/2.
 
-        That is half of the usual scale. The network then starts almost linear, and with few samples it ends in a
-        smoother function: at 32 points of an eight-dimensional function the error is 5 times lower.
+        That is half of the usual scale: with 32 samples of an eight-dimensional function the error is 5 times lower.
         """
         rng = np.random.default_rng(seed)
         theta = np.zeros(self.count)

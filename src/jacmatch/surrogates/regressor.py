@@ -6,24 +6,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
-from scipy.stats import qmc
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, clone
 from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from jacmatch.errors import InputError, optional_package, unknown_name, whole_number
-from jacmatch.surrogates import samples
-from jacmatch.surrogates.gaussian_process import (
-    EXACT,
-    LARGEST,
-    QUANTILE_95,
-    GaussianProcess,
-    conditions_on,
-    fit_gaussian_process,
-    held_out_loss,
-    wrong_partials,
-)
+from jacmatch.surrogates import gaussian_process, samples
 from jacmatch.surrogates.perceptron import Cotangents, Inputs, Perceptron, Values
 from jacmatch.surrogates.solver import (
     DECAYS,
@@ -82,8 +71,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         n_features_in_: The number of inputs.
 
     References:
-        Czarnecki et al. 2017, arXiv 1706.04859 (Sobolev training); Nocedal 1980 (L-BFGS); Rasmussen & Williams 2006,
-        section 9.4 (Gaussian processes with derivatives).
+        Czarnecki et al. 2017, arXiv 1706.04859 (Sobolev training).
 
     Example:
         >>> x = np.linspace(0, 3, 12)[:, None]
@@ -182,7 +170,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         seed = int(seed)
         weighted = any(each is not None for each in (sample_weight, self.output_weights, self.partial_weights))
         self.held_out_: dict[str, float] = {}
-        self.process_: GaussianProcess | None = None
+        self.process_: gaussian_process.GaussianProcess | None = None
         self.solver_ = self._solver(data, x, values, partials, weighted)
         if self.solver_[0] == "adam":
             self.model_ = "network"
@@ -193,8 +181,8 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         if self.model != "network" and not ((weighted or u is not None) and self.model == "auto"):
             self._fit_process(data, seed, weighted)
             if self.process_ is not None and not any(" in row " in line for line in self.warnings_):
-                self._warn(wrong_partials(self.process_))
-        if self.model_ == "auto" and self.held_out_.get("gp", 1.0) < EXACT:
+                self._warn(gaussian_process.wrong_partials(self.process_))
+        if self.model_ == "auto" and self.held_out_.get("gp", 1.0) < gaussian_process.EXACT:
             self.model_ = "gp"
         selections = self._select_networks(data, seed) if self.model_ != "gp" else []
         if self.model_ == "auto":
@@ -243,15 +231,14 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
 
     def _fit_process(self, data: Standardized, seed: int, weighted: bool) -> None:
         """Fit a Gaussian process if it is requested and possible."""
-        count = conditions_on(data)
-        if self.model == "gp" and (count > LARGEST or weighted):
-            rule = f'`model="gp"` of `JacobianRegressor` takes up to {LARGEST} values and partials and no weights.'
+        count, most = gaussian_process.conditions_on(data), gaussian_process.LARGEST
+        if self.model == "gp" and (count > most or weighted):
+            rule = f'`model="gp"` of `JacobianRegressor` takes up to {most} values and partials and no weights.'
             raise InputError(rule, got="weights" if weighted else f"{count}", do='Use model="network".')
-        if self.model == "auto" and (count > LARGEST or data.split(seed) is None):
+        if self.model == "auto" and (count > most or data.split(seed) is None):
             return
-        self.process_ = fit_gaussian_process(data, seed=seed)
-        loss = held_out_loss(data, seed, self.process_) if self.model == "auto" else None
-        if loss is not None:
+        self.process_, loss = gaussian_process.select_process(data, seed, self.scaler_.zero)
+        if loss is not None and self.model == "auto":
             self.held_out_["gp"] = loss
 
     def _select_networks(self, data: Standardized, seed: int) -> list[Selection]:
@@ -281,7 +268,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             if parts is not None:
                 y = np.stack([each.net(each.theta, parts[0].x, jacobian=False)[0] for each in selections])
                 ratios.append(np.abs(y[number] - parts[0].y) / np.maximum(y.std(0, ddof=1), 1e-12))
-        return np.quantile(np.concatenate(ratios), 0.9, axis=0) / QUANTILE_95 if ratios else 1.0
+        return np.quantile(np.concatenate(ratios), 0.9, axis=0) / gaussian_process.QUANTILE_95 if ratios else 1.0
 
     def distill(self, count: int = 600) -> "JacobianRegressor":
         """Return a network that learned values and partials of the Gaussian process in the box of the samples.
@@ -298,9 +285,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         if self.process_ is None:
             rule = "`distill` of `JacobianRegressor` needs a Gaussian process."
             raise InputError(rule, got=f"model={self.model!r}", do='Use model="gp".')
-        low, high = self._box
-        unit = qmc.Sobol(self.n_features_in_, seed=0).random_base2(int(np.ceil(np.log2(max(count, 2)))))[:count]
-        points = low + unit * (high - low)
+        points = gaussian_process.spread(*self._box, count, 0)
         y, j, _ = self.process_(self.scaler_.inputs(points))
         assert j is not None
         values = self.scaler_.outputs(y).reshape(-1, *self._output)

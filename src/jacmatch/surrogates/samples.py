@@ -38,6 +38,11 @@ class Scaler:
     y_mean: Float[ndarray, "out"]  # of each output
     y_scale: Float[ndarray, "out"]  # standard deviation of each output, 1 where it never varies
 
+    @property
+    def zero(self) -> Float[ndarray, "out"]:
+        """The raw 0 of each output in standardized units."""
+        return np.asarray(-self.y_mean / self.y_scale)
+
     def inputs(self, x: Inputs) -> Inputs:
         """Return standardized inputs."""
         return np.asarray((x - self.x_mean) / self.x_scale)
@@ -114,7 +119,7 @@ def standardize(
     """Return samples in standardized units, and the scaler; the arguments are those of `JacobianRegressor`.
 
     Units are standard deviations where not given. The error of a projection is divided by its unit ‖u t‖/‖u‖, for units
-    t of the outputs. Its expectation over u with E[uuᵀ] = I is the error of the Jacobian if all outputs have one unit.
+    t of the outputs.
     """
     n, k, d = len(x), y.shape[1], x.shape[1]
     weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)

@@ -443,7 +443,7 @@ def test_a_gaussian_process_is_a_model_of_its_own(folder, undrawn, monkeypatch, 
     assert student(x).numpy() == pytest.approx(test["y"], abs=0.02)
     does(f"{command} --solver adam --out other", code=2)
     assert "`--model gp` of `surrogate` takes no options of a network" in capsys.readouterr().err
-    monkeypatch.setattr(command_module, "LARGEST", 10)
+    monkeypatch.setattr(command_module.processes, "LARGEST", 10)
     does(f"{command} --out other", code=2)
     assert "`--model gp` of `surrogate` takes up to 10 values and partials" in capsys.readouterr().err
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from jacmatch.errors import InputError
-from jacmatch.jobs.surrogate.functions import check_function, import_callable, open_function
+from jacmatch.jobs.surrogate.functions import HIGH, LOW, check_function, flow, import_callable, open_function
 
 X = torch.quasirandom.SobolEngine(3, scramble=True, seed=0).draw(8, dtype=torch.float64) + 0.1
 UNITS = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
@@ -185,3 +185,11 @@ def test_names_that_lead_nowhere_are_refused():
             import_callable(spec)
     with pytest.raises(InputError, match="the callable of module numpy"):
         import_callable("numpy:sinn")
+
+
+def test_the_flow_in_the_middle_of_its_ranges():
+    """T_u (H_u − H_l) and the resistance of Harper & Gupta's formula, in numbers."""
+    depth = np.log(25_050 / 0.1)
+    resistance = 1 + 2 * 1400 * 89_335 / (depth * 0.1**2 * 10_950) + 89_335 / 89.55
+    middle = (torch.tensor(LOW, dtype=torch.float64) + torch.tensor(HIGH, dtype=torch.float64)) / 2
+    assert float(flow(middle[None])) == pytest.approx(2 * np.pi * 89_335 * (1050 - 760) / (depth * resistance))

@@ -27,18 +27,7 @@ from jacmatch.objectives import Regression
 from jacmatch.report import Table
 from jacmatch.report.page import FIGURE, PICTURES, SMALL_FIGURE, SMALL_PICTURES
 from jacmatch.runs import Run, spread
-from jacmatch.surrogates.gaussian_process import (
-    EXACT,
-    LARGEST,
-    QUANTILE_95,
-    GaussianProcess,
-    conditions_on,
-    distilled_loss,
-    fit_gaussian_process,
-    held_out_loss,
-    patterns,
-    with_free_samples,
-)
+from jacmatch.surrogates import gaussian_process as processes
 from jacmatch.surrogates.modules import new_student, regression, to_module, to_process_module
 from jacmatch.surrogates.perceptron import ACTIVATIONS
 from jacmatch.surrogates.samples import Scaler, is_noisy, standardize
@@ -169,7 +158,7 @@ class Surrogate(SurrogateFields):
             if process is not None:
                 mean, _, std = process(scaler.inputs(test.x.flatten(1).numpy()), jacobian=False, std=True)
                 off = np.abs(scaler.outputs(mean) - test.y.numpy())
-                solution["coverage_90"] = float((off <= QUANTILE_95 * std * scaler.y_scale).mean())
+                solution["coverage_90"] = float((off <= processes.QUANTILE_95 * std * scaler.y_scale).mean())
             return network, {
                 "spec": solution.pop("spec", None),
                 "samples": len(samples),
@@ -220,19 +209,16 @@ class Surrogate(SurrogateFields):
             net = layouts(samples.x[0].numel(), self.hidden, samples.y.shape[1], self.activation)[0]
             if too_large(len(samples), tangents, net):
                 reason = "too many points for full-batch steps"
-            elif (
-                samples.j is not None
-                and samples.u is None
-                and is_noisy(samples.x.flatten(1).numpy(), samples.y.numpy(), samples.j.flatten(2).numpy())
-            ):
-                reason = "noisy values"
+            elif samples.j is not None and samples.u is None:
+                noisy = is_noisy(samples.x.flatten(1).numpy(), samples.y.numpy(), samples.j.flatten(2).numpy())
+                reason = "noisy values" if noisy else None
         return ("adam", reason) if reason and samples.u is None else ("lbfgs", "deterministic, and small enough")
 
     def _check_process(self, data: Standardized) -> None:
         """Refuse more values and partials than a Gaussian process can be conditioned on."""
-        count = conditions_on(data)
-        if count > LARGEST:
-            rule = f"`--model gp` of `surrogate` takes up to {LARGEST} values and partials of an output."
+        count = processes.conditions_on(data)
+        if count > processes.LARGEST:
+            rule = f"`--model gp` of `surrogate` takes up to {processes.LARGEST} values and partials of an output."
             raise InputError(rule, got=count, do="Use --model network, or fewer --samples.")
 
     def _solve(self, source: Source, samples: Samples, cell: Cell, solution: dict[str, Any], on_step: OnStep) -> Fitted:
@@ -248,13 +234,8 @@ class Surrogate(SurrogateFields):
         solution |= {"module": module, "spec": spec}
         solution |= {"weight_decay": fitted.decay, "held_out_loss": fitted.held_out, "loss": fitted.loss, **free}
         seconds = time.perf_counter() - start
-        return Fitted(
-            steps=fitted.evaluations,
-            seconds=seconds,
-            samples_per_second=len(samples) * fitted.evaluations / seconds,
-            peak_memory_bytes=peak_memory(torch.device("cpu")),
-            finished=True,
-        )
+        steps = fitted.evaluations
+        return Fitted(steps, seconds, len(samples) * steps / seconds, peak_memory(torch.device("cpu")), finished=True)
 
     def standardized(self, source: Source, samples: Samples, method: str) -> tuple[Standardized, Scaler]:
         """Return values and, if the method has them, partials in units, and the scaler."""
@@ -282,10 +263,10 @@ class Surrogate(SurrogateFields):
 
     def process_of(
         self, source: Source, samples: Samples, method: str, seed: int
-    ) -> tuple[nn.Module, GaussianProcess, Scaler]:
+    ) -> tuple[nn.Module, processes.GaussianProcess, Scaler]:
         """Return the Gaussian process of all points as a module, the process itself, and the scaler."""
         data, scaler = self.standardized(source, samples, method)
-        process = fit_gaussian_process(data, seed=seed)
+        process, _ = processes.select_process(data, seed, scaler.zero)
         return to_process_module(process, scaler, tuple(samples.x.shape[1:])), process, scaler
 
     def network_of(
@@ -299,12 +280,11 @@ class Surrogate(SurrogateFields):
         data, scaler = self.standardized(source, samples, method)
         nets = layouts(data.x.shape[1], self.hidden, data.y.shape[1], self.activation)
         free: dict[str, Any] = {"model": "network", "gp_held_out_loss": None, "free_points": 0, "distilled_loss": None}
-        tried = self.model != "network" and data.u is None and conditions_on(data) <= LARGEST
-        process = fit_gaussian_process(data, seed=seed) if tried else None
-        of_process = None if process is None else held_out_loss(data, seed, process)
+        tried = self.model != "network" and data.u is None and processes.conditions_on(data) <= processes.LARGEST
+        process, of_process = processes.select_process(data, seed, scaler.zero) if tried else (None, None)
         free["gp_held_out_loss"] = of_process
         as_process = {"model": "gp", "process": process, "scaler": scaler}
-        if self.model == "auto" and process is not None and of_process is not None and of_process < EXACT:
+        if self.model == "auto" and process is not None and of_process is not None and of_process < processes.EXACT:
             exact = Fit(nets[0], nets[0].initial(seed), 0.0, of_process, None, 1)  # no network is tried
             return to_process_module(process, scaler, shape), exact, free | as_process
         how: dict[str, Any] = {"evaluations": self.training().steps if self.smoke else None, "on_progress": on_progress}
@@ -314,10 +294,10 @@ class Surrogate(SurrogateFields):
         if process is None or not (better or self.model == "distilled"):
             fitted = selection.fit(data)
             return to_module(fitted.net, fitted.theta, scaler, shape), fitted, free
-        whole = with_free_samples(data, process, seed)
+        whole = processes.with_free_samples(data, process, seed)
         most = 2 * planned_evaluations(whole, selection.net)
         fitted = replace(selection, last=min(selection.last, most)).fit(whole)
-        lost = distilled_loss(data, process, fitted, seed + 1)
+        lost = processes.distilled_loss(data, process, fitted, seed + 1)
         free |= {"model": "distilled", "free_points": len(whole) - len(data), "distilled_loss": lost}
         if self.model == "auto" and of_process is not None and lost > _FAITHFUL * of_process:
             return to_process_module(process, scaler, shape), fitted, free | as_process
@@ -333,7 +313,7 @@ class Surrogate(SurrogateFields):
 
     def _process_layout(self, source: Source, samples: Samples, method: str) -> str:
         """Return the catalogue name of the Gaussian process."""
-        groups = patterns(self.standardized(source, samples, method)[0])
+        groups = processes.patterns(self.standardized(source, samples, method)[0])
         return f"gaussian-process:{len(samples)}-{len(groups)}"
 
     def _objective(

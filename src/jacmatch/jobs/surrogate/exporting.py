@@ -73,16 +73,9 @@ def to_onnx(
 
 def onnx_bytes(module: nn.Module, x: Float[Tensor, "sample *input"]) -> bytes:
     """Return the network as an ONNX file with the input `x`, the output `y` and any batch size."""
+    how: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "dynamo": True, "verbose": False}
     with _quiet():
-        program = torch.onnx.export(
-            module,
-            (x[:2],),
-            input_names=["x"],
-            output_names=["y"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            dynamo=True,
-            verbose=False,
-        )
+        program = torch.onnx.export(module, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},), **how)
         assert program is not None
         data: bytes = program.model_proto.SerializeToString()
     return data

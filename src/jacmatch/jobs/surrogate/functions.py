@@ -137,12 +137,9 @@ class Function:
             return evaluated[-1]
 
         v = torch.diag(self.units)[:, None, :].expand(-1, len(x), -1)
-        derivatives = finite_differences.central(
-            evaluate, x, v, step=h
-        )  # by unit of each input; first x + hv, then x − hv
-        sides = (
-            torch.stack([plus - 2 * y + minus for plus, minus in zip(evaluated[::2], evaluated[1::2], strict=True)]) / h
-        )
+        derivatives = finite_differences.central(evaluate, x, v, step=h)  # by unit; evaluates x + hv, then x − hv
+        pairs = zip(evaluated[::2], evaluated[1::2], strict=True)
+        sides = torch.stack([plus - 2 * y + minus for plus, minus in pairs]) / h
         rounding = 8 * self.precision * y.abs().amax(0) / h
         non_smooth = (sides.abs() > NON_SMOOTH * derivatives.abs().amax((0, 1)) + rounding).any(2).any(0)
         return (derivatives / self.units.view(-1, 1, 1)).permute(1, 2, 0), non_smooth
@@ -178,11 +175,8 @@ class Function:
 def is_code(spec: str) -> bool:
     """Return whether a function is one of a PACKAGE.MODULE:CALLABLE, which is imported and called."""
     module_name, _, attribute = spec.partition(":")
-    return (
-        bool(attribute)
-        and module_name not in ("npz", "csv", "parquet", "onnx")
-        and all(map(str.isidentifier, module_name.split(".")))
-    )
+    other = module_name in ("npz", "csv", "parquet", "onnx")
+    return bool(attribute) and not other and all(map(str.isidentifier, module_name.split(".")))
 
 
 def import_callable(spec: str, flag: str = "--teacher") -> Any:
@@ -191,9 +185,7 @@ def import_callable(spec: str, flag: str = "--teacher") -> Any:
     if module_name == "onnx":
         return onnx_function(attribute)
     rule = f"`{flag} {spec}` must be PACKAGE.MODULE:CALLABLE, onnx:FILE, or a table (npz:, csv: or parquet:FILE)."
-    taken = (
-        module_name in datasets.LOADERS or module_name in catalog.FAMILIES
-    )  # names of other things, in a --config too
+    taken = module_name in datasets.LOADERS or module_name in catalog.FAMILIES  # in a --config too
     if taken or not is_code(spec):
         raise InputError(rule, got=repr(spec), do="`jacmatch list` has the names of built-in functions.")
     try:
@@ -235,9 +227,8 @@ def open_function(
 ) -> Function:
     """Return the function, after testing what it accepts and how its Jacobian can be computed.
 
-    It is called with tensors that require gradients. If it returns no such tensor, it is called with plain tensors, and
-    if it refuses these, with arrays. If it and its own Jacobian take arrays, only arrays are used. A module is put into
-    evaluation mode.
+    It is called with tensors that require gradients, then with plain tensors, then with arrays. If it and its own
+    Jacobian take arrays, only arrays are used. A module is put into evaluation mode.
 
     `own` is by default its attribute `jacobian`, and `way` the first available of own, autograd and differences.
     """
@@ -358,29 +349,25 @@ def _with_derivatives(function: Function, x: Tensor, y: Tensor) -> FunctionCheck
     known = [each for each in comparisons if each is not None]
     if not known:
         return FunctionCheck(y.shape[1], function.way, None, share, worst, values=y, jacobians=j)
-    best = min(known, key=lambda each: float(each.beyond.max()))
-    if float(best.beyond.max()) > _AGREES:
-        n, k, i = (int(each) for each in torch.unravel_index(best.beyond.argmax(), best.beyond.shape))
+    estimate, beyond, off = min(known, key=lambda each: float(each[1].max()))
+    if float(beyond.max()) > _AGREES:
+        n, k, i = (int(each) for each in torch.unravel_index(beyond.argmax(), beyond.shape))
         raise InputError(
             f"The Jacobian of {function.name} ({function.way}) must agree with differences of its values.",
             got=f"a largest disagreement at ∂y{k}/∂x{i}, x = {format_point(x[n])}: {float(j[n, k, i]):.6g}, and "
-            f"{float(best.estimate[n, k, i]):.6g} by differences",
+            f"{float(estimate[n, k, i]):.6g} by differences",
             do="Correct the Jacobian, or use --jacobian differences; where the values are noisy, use a longer --step.",
         )
-    return FunctionCheck(y.shape[1], function.way, best.off, share, worst, values=y, jacobians=j)
+    return FunctionCheck(y.shape[1], function.way, off, share, worst, values=y, jacobians=j)
 
 
-@dataclass(frozen=True)
-class _Compared:
-    """A Jacobian beside differences of one step."""
+def _compared(
+    function: Function, y: Tensor, j: Tensor, estimate: Tensor, non_smooth: Tensor
+) -> tuple[Tensor, Tensor, float] | None:
+    """Return differences, how far the Jacobian is from them beyond rounding, and the largest share; None if not smooth.
 
-    estimate: Tensor
-    beyond: Tensor
-    off: float
-
-
-def _compared(function: Function, y: Tensor, j: Tensor, estimate: Tensor, non_smooth: Tensor) -> _Compared | None:
-    """Return the difference where the function is smooth at the step; None for fewer than half of the points."""
+    At least half of the points must be smooth at the step.
+    """
     if float(non_smooth.double().mean()) > 0.5:
         return None
     largest = (estimate.abs() * function.units)[~non_smooth].amax((0, 2)).clamp_min(1e-300)[:, None]  # of each output
@@ -388,7 +375,7 @@ def _compared(function: Function, y: Tensor, j: Tensor, estimate: Tensor, non_sm
     off = (j - estimate).abs() * function.units
     beyond = (off - rounding) / largest
     beyond[non_smooth] = 0.0  # differences are meaningless there
-    return _Compared(estimate, beyond, float((off / largest)[~non_smooth].max()))
+    return estimate, beyond, float((off / largest)[~non_smooth].max())
 
 
 LOW = (0.05, 100.0, 63_070.0, 990.0, 63.1, 700.0, 1120.0, 9855.0)
@@ -401,13 +388,7 @@ def flow(x: Float[Tensor, "sample 8"]) -> Float[Tensor, "sample 1"]:
     Q = 2π T_u (H_u − H_l) / (λ (1 + 2 L T_u/(λ r_w² K_w) + T_u/T_l)), λ = ln(r/r_w). Almost monotonic.
 
     References:
-        Harper & Gupta 1983, BMI/ONWI-516; Morris, Mitchell & Ylvisaker 1993, Technometrics 35(3) (the ranges, and its
-        use as a problem where derivatives are known).
-
-    Example:
-        >>> middle = (torch.tensor(LOW, dtype=torch.float64) + torch.tensor(HIGH, dtype=torch.float64)) / 2
-        >>> round(float(flow(middle[None])), 2)
-        70.87
+        Harper & Gupta 1983, BMI/ONWI-516; Morris, Mitchell & Ylvisaker 1993, Technometrics 35(3) (the ranges).
     """
     well, reach, upper, head, lower, below, length, conductivity = x.unbind(1)
     depth = torch.log(reach / well)
@@ -419,7 +400,7 @@ def ishigami(x: Float[Tensor, "sample 3"]) -> Float[Tensor, "sample 1"]:
     """The Ishigami function sin x₁ + 7 sin² x₂ + 0.1 x₃⁴ sin x₁, angles in [−π, π], without units.
 
     References:
-        Ishigami & Homma 1990 (the form); Crestaux, Le Maître & Martinez 2009 (the factors 7 and 0.1).
+        Ishigami & Homma 1990; Crestaux, Le Maître & Martinez 2009 (the factors).
     """
     first, second, third = x.unbind(1)
     return (torch.sin(first) * (1 + 0.1 * third**4) + 7 * torch.sin(second).square())[:, None]

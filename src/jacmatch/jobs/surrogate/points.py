@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,11 +28,8 @@ Points = Float[Tensor, "sample input"]
 def cube(kind: str, count: int, inputs: int, seed: int) -> Points:
     """Return points in the unit cube, in float64.
 
-    `box` draws them independently and uniformly. `sobol` returns a scrambled Sobol sequence, whose first n points are
-    evenly spread for any n. In a `latin-hypercube` of n points, each of n slices along each axis has one point.
-
-    References:
-        Sobol 1967; Owen 1998 (scrambling); McKay, Beckman & Conover 1979 (Latin hypercube).
+    The first n points of a scrambled `sobol` sequence are evenly spread for any n. In a `latin-hypercube` of n points,
+    each of n slices along each axis has one point.
     """
     if count < 1 or inputs < 1:
         raise InputError("`count` and `inputs` of a sample must be at least 1.", got=f"{count} and {inputs}")
@@ -137,14 +134,9 @@ def cached(run: Run, name: str, make: Callable[[], Samples], function: Function 
     file = run.path / f"{name}.npz"
     if not file.is_file():
         made = make()
-        arrays = {"x": made.x, "y": made.y, **({} if made.j is None else {"j": made.j})}
+        arrays: dict[str, Any] = {"x": made.x, "y": made.y, **({} if made.j is None else {"j": made.j})}
         stream = io.BytesIO()
-        np.savez(
-            stream,
-            calls=np.array(made.calls),
-            seconds=np.array(made.seconds),
-            **{key: value.numpy() for key, value in arrays.items()},  # type: ignore[arg-type]
-        )
+        np.savez(stream, calls=made.calls, seconds=made.seconds, **arrays)
         run.write_bytes(file.name, stream.getvalue())
         return made
     try:
@@ -263,13 +255,8 @@ def errors(
     """
     values, partials = predictions(student, test.x, jacobians=test.j is not None, u=test.u)
     off = values - test.y
-    measured: dict[str, float | None] = {
-        "rmse": _rms(off),
-        "values": _rms(off / t),
-        "slopes": None,
-        "jacobian_relative_error": None,
-        "jacobian_cosine": None,
-    }
+    measured: dict[str, float | None] = {"rmse": _rms(off), "values": _rms(off / t)}
+    measured |= dict.fromkeys(("slopes", "jacobian_relative_error", "jacobian_cosine"))
     if test.j is not None and partials is not None and not bool(test.j.isnan().all()):
         unknown = test.j.isnan()
         of_rows = t if test.u is None else (test.u * t).norm(dim=2).clamp_min(1e-300)

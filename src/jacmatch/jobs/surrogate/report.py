@@ -180,23 +180,16 @@ def _errors(result: Result) -> Table:
     errors = {(row["samples"], row["method"]): row["errors"] for row in result["curves"]}
     rows = []
     for size in sizes:
-        cells = [
-            _plus_minus(errors[size, method][what]) for what in ("values", "slopes") for method in result["methods"]
-        ]
-        rows.append((str(size), *cells))
+        each = [errors[size, method][what] for what in ("values", "slopes") for method in result["methods"]]
+        rows.append((str(size), *map(_plus_minus, each)))
     notes = [
         "In units: of each output, and of output over input for partials. "
         f"{result['test_points']} held-out points, {result['seeds']} seed(s), {result['seconds']:.0f} s.",
         *filter(None, [reached(result)]),
         *result["notes"],
     ]
-    return Table(
-        "errors",
-        f"Held-out error of surrogates of {result['settings']['teacher']}",
-        tuple(head),
-        tuple(rows),
-        tuple(notes),
-    )
+    title = f"Held-out error of surrogates of {result['settings']['teacher']}"
+    return Table("errors", title, tuple(head), tuple(rows), tuple(notes))
 
 
 def _costs(result: Result) -> Table:
@@ -219,10 +212,8 @@ def _costs(result: Result) -> Table:
     exported = result["export"]
     rows.append(("safetensors: largest difference, in units", f"{exported['safetensors']['largest_difference']:.2g}"))
     onnx = exported["onnx"]
-    exported_onnx = (
-        f"{onnx['largest_difference']:.2g} ({onnx['checked_by']})" if onnx["file"] else f"none: {onnx['why']}"
-    )
-    rows.append(("ONNX: largest difference, in units", exported_onnx))
+    shown = f"{onnx['largest_difference']:.2g} ({onnx['checked_by']})" if onnx["file"] else f"none: {onnx['why']}"
+    rows.append(("ONNX: largest difference, in units", shown))
     return Table("costs", "What it cost", ("", "measured"), tuple(rows))
 
 

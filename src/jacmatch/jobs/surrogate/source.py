@@ -290,12 +290,8 @@ def arrays_of(job: SurrogateFields) -> Arrays:
             raise InputError(rule, got=count)
         arrays |= {key.replace("train", "test"): array for key, array in arrays.items()}
     output = _flat_fields(job.teacher, arrays)
-    projected = {
-        key: arrays.pop(key, None)
-        for part in ("train", "test")
-        if f"u_{part}" in arrays
-        for key in (f"u_{part}", f"j_{part}")
-    }
+    parts = [part for part in ("train", "test") if f"u_{part}" in arrays]
+    projected = {key: arrays.pop(key, None) for part in parts for key in (f"u_{part}", f"j_{part}")}
     data = from_arrays(job.teacher, arrays)
     train, test = (_samples(job.teacher, data, part, projected, output) for part in ("train", "test"))
     lines = () if data.classes is not None else _warnings(train, field=output is not None, smoke=job.smoke)
