@@ -129,7 +129,7 @@ def test_regression_targets_are_split_at_random():
 @pytest.mark.parametrize(
     ("amount", "message"),
     [
-        (0, r"must be a number of rows \(integer, at least 1\) or a share between 0 and 1\. Got 0"),
+        (0, r"must be a number of rows \(an integer from 1\) or a share between 0 and 1\. Got 0"),
         (-2, "Got -2"),
         (0.0, "Got 0.0"),
         (1.0, "Got 1.0"),

@@ -12,7 +12,7 @@ from jacmatch import datasets
 from jacmatch.cli import main
 from jacmatch.errors import InputError
 from jacmatch.jobs import Compare, Doctor, Evaluate, Surrogate, Train, Transfer
-from jacmatch.jobs.settings import data_for, data_of_run
+from jacmatch.jobs.settings import data_for, data_of_run, load
 from jacmatch.jobs.study import Progress
 
 QUICK = {"steps": 2, "batch_size": 8, "validation": 0.0, "doctor": False}
@@ -43,6 +43,20 @@ def test_a_network_is_measured_on_the_data_of_its_run():
     assert Doctor(model="run", out=Path("doctor")).run()["data"] == "npz:d.npz"
     same = Compare(first="run", second="run", out=Path("compared")).run()
     assert (same["data"], same["agreement"]["top1"]) == ("npz:d.npz", 1.0)
+
+
+def test_test_inputs_among_the_training_inputs_or_of_another_scale_are_a_warning(recwarn):
+    arrays()
+    stored = dict(np.load("d.npz"))
+    load("npz:d.npz", 0, False)
+    assert not recwarn
+    for changed, text in (
+        (stored["x_train"][:10], r"10 of the 10 test inputs of npz:d.npz are training inputs too"),
+        (255 * stored["x_test"], r"the root mean square 0\.\d+, the test inputs 1\d\d: they must have the same scale"),
+    ):
+        np.savez("d.npz", **{**stored, "x_test": changed})
+        with pytest.warns(UserWarning, match=text):
+            load("npz:d.npz", 0, False)
 
 
 @pytest.mark.ci

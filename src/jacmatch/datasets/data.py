@@ -278,7 +278,7 @@ def split_validation(
         classes = labels.cpu().numpy()
         numbers, sizes = np.unique(classes, return_counts=True)
         if count > total - len(numbers):
-            rule = "`amount` of `split_validation` must leave a training row for each class."
+            rule = "`amount` of `split_validation` (`--validation`) must leave a training row for each class."
             raise InputError(rule, got=f"{count} of {total} rows in {len(numbers)} classes", do="Hold out fewer.")
         shares = _shares(sizes, count)
         parts = [order[classes[order] == number][:share] for number, share in zip(numbers, shares, strict=True)]
@@ -294,9 +294,7 @@ def _validation_count(amount: int | float, total: int) -> int:
     elif isinstance(amount, int) and not isinstance(amount, bool) and amount >= 1:
         count = amount
     else:
-        rule = (
-            "`amount` of `split_validation` must be a number of rows (integer, at least 1) or a share between 0 and 1."
-        )
+        rule = "`amount` of `split_validation` must be a number of rows (an integer from 1) or a share between 0 and 1."
         raise InputError(rule, got=amount)
     if count >= total:
         rule = f"`amount` of `split_validation` must be smaller than the number of rows, {total}."

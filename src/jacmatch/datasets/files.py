@@ -30,14 +30,8 @@ def cache_folder() -> Path:
     return user_path(str(named))
 
 
-def is_dir(path: Path) -> bool:
-    """Return whether this is an accessible folder; False for invalid names, for which `Path.is_dir` may raise."""
-    return os.path.isdir(path)
-
-
-def is_file(path: Path) -> bool:
-    """Return whether this is an accessible file; False for invalid names, for which `Path.is_file` may raise."""
-    return os.path.isfile(path)
+is_dir, is_file = os.path.isdir, os.path.isfile
+"""Unlike the methods of `Path`, these return False for invalid names."""
 
 
 def existing_folder(text: str, source: str) -> Path:

@@ -222,9 +222,7 @@ def with_weights(
                 if description.mean:
                     break
                 rule = f"`{spec}` must say how its images are normalized: it has no preprocessor_config.json."
-                do = (
-                    "Give --mean and --std, for a teacher --teacher-mean and --teacher-std: 0 and 1 if it takes [0, 1]."
-                )
+                do = "Give --mean and --std (--teacher-mean and --teacher-std): 0 and 1 if it takes [0, 1]."
                 raise InputError(rule, do=do) from None
             if count == counts[-1]:
                 raise

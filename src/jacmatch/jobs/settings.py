@@ -3,6 +3,7 @@
 Also: which settings name code.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from jacmatch import datasets
 from jacmatch.datasets import Data, Split, folders, from_arrays, of_classes
@@ -27,6 +29,10 @@ from jacmatch.version import __version__
 
 SMOKE_TRAIN, SMOKE_TEST = 12, 2
 """Training and test samples of a smoke run, for each class."""
+_SHARED, _SCALES = (
+    0.01,
+    10.0,
+)  # share of test inputs, and ratio of the root mean squares, above which there is a warning
 _LEVELS = 4  # a network of surrogate lies three folders below its run
 _DO = "Name the data: --data."
 
@@ -36,11 +42,26 @@ def load(spec: str, seed: int, smoke: bool, *, positions: bool = False) -> Data:
     if not 0 <= seed < 2**63:
         raise InputError("`--seed` must be at least 0 and below 2⁶³.", got=seed)
     data = datasets.load(spec, seed)
+    _compare_parts(data.train.x, data.test.x, data.name)
     if data.positions and not positions:
         rule = "`--data` of this job must have one label for each sample."
         do = "Per-position labels are for train, distill, evaluate, compare, doctor and export."
         raise InputError(rule, got=f"labels (N, {', '.join(map(str, data.positions))})", do=do)
     return replace(data, test=some(data, data.test, SMOKE_TEST)) if smoke else data
+
+
+def _compare_parts(train: Any, test: Any, name: str) -> None:
+    """Warn if test inputs are training inputs too, or have another scale; images on disk are not read for this."""
+    if not (isinstance(train, Tensor) and isinstance(test, Tensor)):
+        return
+    sizes = [float(torch.linalg.vector_norm(x)) / x.numel() ** 0.5 for x in (train, test) if x.is_floating_point()]
+    if sizes and max(sizes) > _SCALES * min(sizes):
+        text = f"the training inputs of {name} have the root mean square {sizes[0]:.3g}, the test inputs"
+        warnings.warn(f"{text} {sizes[1]:.3g}: they must have the same scale.", stacklevel=3)
+    known = {hash(row.tobytes()) for row in train.numpy()}
+    if (shared := sum(hash(row.tobytes()) in known for row in test.numpy())) > _SHARED * len(test):
+        text = f"{shared:,} of the {len(test):,} test inputs of {name} are training inputs too"
+        warnings.warn(f"{text}: measures on them do not show how a network generalizes.", stacklevel=3)
 
 
 def without_labels(spec: str, seed: int) -> Data:
@@ -240,9 +261,7 @@ class JobFields:
         ranks = ProcessGroup.current()
         if getattr(self, "devices", 1) not in (1, ranks.size):
             rule = f"`devices` of `{job}` must be the number of processes that were started."
-            do = (
-                "The command line starts them; in Python start torchrun, and call torch.distributed.init_process_group."
-            )
+            do = "The command line starts them; in Python use torchrun and torch.distributed.init_process_group."
             raise InputError(rule, got=f"{getattr(self, 'devices', 1)}, and {ranks.size} process(es)", do=do)
         folder = self.out or Path(ranks.broadcast(str(claimed_folder(job)) if ranks.first else ""))
         if ranks.first:

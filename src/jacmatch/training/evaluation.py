@@ -332,9 +332,7 @@ def gaussian_noise(
     noise = probes.directions("gaussian", seed=seed + _SEED, ids=ids, draw=0, count=1, shape=shape, dtype=x.dtype)[0]
     unit = torch.tensor([float(value) for value in (scale if isinstance(scale, Sequence) else [scale])]).to(x)
     if len(unit) not in {1, x.shape[1]}:
-        rule = (
-            f"`scale` of the shift gaussian-noise must have one number, or one for each of the {x.shape[1]} channels."
-        )
+        rule = f"`scale` of the shift gaussian-noise must be one number or one for each of the {x.shape[1]} channels."
         raise InputError(rule, got=f"{len(unit)} numbers")
     return x + severity * unit.view(-1, *[1] * (x.dim() - 2)) * noise
 
