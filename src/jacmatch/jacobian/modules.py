@@ -214,10 +214,7 @@ def in_several_processes() -> bool:
 
 
 def check_wrapping(objective: nn.Module, student: nn.Module, *, derived: bool) -> None:
-    """Reject a student that is wrapped in DistributedDataParallel without its objective; searches for it once.
-
-    The passes of an objective bypass such a wrapper, so it would average only part of the gradient, if any.
-    """
+    """Reject a student that is wrapped in DistributedDataParallel, which the passes of its objective bypass."""
     alone = derived and isinstance(student, DistributedDataParallel)
     if alone or (in_several_processes() and wraps_apart(objective, student)):
         raise UnsupportedError(

@@ -61,7 +61,7 @@ def _compare_parts(train: Any, test: Any, name: str) -> None:
     known = {hash(row.tobytes()) for row in train.numpy()}
     if (shared := sum(hash(row.tobytes()) in known for row in test.numpy())) > _SHARED * len(test):
         text = f"{shared:,} of the {len(test):,} test inputs of {name} are training inputs too"
-        warnings.warn(f"{text}: measures on them do not show how a network generalizes.", stacklevel=3)
+        warnings.warn(f"{text}: they measure no generalization.", stacklevel=3)
 
 
 def without_labels(spec: str, seed: int) -> Data:
@@ -124,7 +124,7 @@ def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int,
     candidates = [data_of_run(folder, allow_code=allow_code) for folder in runs]
     if not candidates:
         return load("digits", seed, smoke)
-    if len(candidates) > 1 and (difference := changed(*map(_of_test, candidates))):
+    if len(candidates) > 1 and (difference := changed(*(each.test.digests for each in candidates))):
         rule = f"`--data` of `{verb}` must be given for two runs that were tested on different data."
         raise InputError(rule, got=f"{candidates[0].name} and {candidates[1].name}: {difference}", do=_DO)
     first = candidates[0]
@@ -196,10 +196,6 @@ def _missing() -> NoReturn:
     raise InputError("The points file of a run must exist.")
 
 
-def _of_test(data: Data) -> dict[str, str]:
-    return {name: digest for name, digest in data.digests.items() if name in ("x_test", "y_test")}
-
-
 def _whole(folder: Path) -> Run:
     """Return the run in a folder, or the run that the folder is a part of."""
     run = Run.open(folder, finished=False)
@@ -245,12 +241,8 @@ class JobFields:
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that determine the result, as plain values for a run folder."""
-        plain = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name not in self.no_settings:
-                plain[field.name] = str(value) if isinstance(value, Path) else value
-        return plain
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in self.no_settings}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
     def begin(self, job: str, again: bool = False) -> Run:
         """Return the run of this job: new, or the unfinished one in the folder; with `again` also a finished one."""
@@ -275,8 +267,7 @@ class JobFields:
         """Return whether the run folder holds a run whose setting `device` is the CPU."""
         if self.out is None or not (self.out / "settings.json").is_file():
             return False
-        settings = Run.open(self.out, finished=False).settings
-        return bool(settings.get("device") == "cpu")
+        return Run.open(self.out, finished=False).settings.get("device") == "cpu"
 
     def folder(self, job: str) -> Path:
         """Return the run folder of this job; without `out` a new one that no other process uses."""

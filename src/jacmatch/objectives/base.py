@@ -206,8 +206,7 @@ class Objective(nn.Module):
         if engine == "reverse":
             raise UnsupportedError(
                 f"{rule} derivatives by the reverse engine: FSDP2 frees the weights of a layer after its backward pass,"
-                " and the second derivative needs them again. Use --probe random-inputs, whose engine is then forward "
-                "(or --engine differences), or leave FSDP2 out."
+                " and the second derivative needs them again. Use --probe random-inputs, or --engine differences."
             )
         if any(isinstance(weight, GradientShare) and weight for weight in self.loss_weights.weights.values()):
             reason = "to measure a share, the unsharded gradient of each term is needed. Use a fixed weight"
@@ -251,10 +250,7 @@ class Objective(nn.Module):
         return self._terms_of_call(*args, **kwargs)
 
     def compile(self, *_: Any, **__: Any) -> None:
-        """Warn that the objective is not compiled: `torch.compile` does not support a derivative of a derivative.
-
-        The training loop can compile whole steps instead: `fit(..., Training(compile=True))`.
-        """
+        """Warn that the objective is not compiled; `fit(..., Training(compile=True))` compiles whole steps."""
         warnings.warn(_NOT_COMPILED, stacklevel=2)
 
     def _terms_of_call(self, *args: Any, **kwargs: Any) -> Terms:

@@ -1,11 +1,10 @@
 """Several processes that train one network: rendezvous, shared state, DDP and FSDP2.
 
 Each process gets every n-th sample of each batch. PyTorch averages the gradients; the terms are scaled so that the
-average is the gradient of the whole batch, even if it was split unevenly. Random numbers of a sample are a function of
-its index, so they do not depend on the number of processes.
+average is the gradient of the whole batch, even if it was split unevenly.
 
-A process that fails writes its error to the store of the job and exits. The other processes, which are waiting for it,
-lose the connection, read the store, and exit with the same exit code without repeating the error.
+A process that fails writes its error to the store of the job and exits. The others lose the connection, read the store,
+and exit with the same code.
 """
 
 import contextlib
@@ -118,7 +117,7 @@ class ProcessGroup:
         return torch.stack(rows)
 
     def broadcast_buffers(self, modules: Iterable[nn.Module | None]) -> None:
-        """Copy the buffers (BatchNorm's running statistics) of the first process to all."""
+        """Copy the buffers of the first process to all."""
         for module in modules if self.size > 1 else ():
             for buffer in [] if module is None else module.buffers():
                 distributed.broadcast(buffer.detach(), 0)
@@ -130,11 +129,7 @@ class ProcessGroup:
 
 
 class Shared(nn.Module):
-    """An objective for a part of each batch: the unit that is distributed.
-
-    It returns only tensors, and only the loss has a graph. Parameters that do not affect the loss get no gradient, and
-    the processes must not wait for one.
-    """
+    """An objective for a part of each batch, which returns only tensors, of which only the loss has a graph."""
 
     def __init__(self, objective: nn.Module, ranks: ProcessGroup) -> None:
         super().__init__()
@@ -217,7 +212,7 @@ def check_shardable(settings: Training) -> None:
 
 
 def gather(unit: Shared, objective: nn.Module) -> None:
-    """Copy the sharded weights and state into the whole objective. All processes must call this."""
+    """Copy the sharded weights and state into the whole objective, in all processes."""
     objective.load_state_dict(whole(unit.objective.state_dict()))
 
 
@@ -228,7 +223,7 @@ def scatter(unit: Shared, objective: nn.Module) -> None:
 
 
 def whole(state: Any) -> Any:
-    """Return the state with full tensors. All processes must call this."""
+    """Return the state with full tensors, in all processes."""
     from torch.distributed.tensor import DTensor
 
     if isinstance(state, DTensor):
