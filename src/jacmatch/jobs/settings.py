@@ -1,7 +1,4 @@
-"""Shared parts of jobs: settings, as dataclasses that they extend, and data, which are loaded, reduced and split.
-
-Also: which settings name code.
-"""
+"""What jobs share: settings, as dataclasses that they extend; data; and which settings name code."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -32,7 +29,7 @@ SMOKE_TRAIN, SMOKE_TEST = 12, 2
 _SHARED, _SCALES = (
     0.01,
     10.0,
-)  # share of test inputs, and ratio of the root mean squares, above which there is a warning
+)  # share of test inputs and ratio of scales above which there is a warning
 _LEVELS = 4  # a network of surrogate lies three folders below its run
 _DO = "Name the data: --data."
 
@@ -51,7 +48,7 @@ def load(spec: str, seed: int, smoke: bool, *, positions: bool = False) -> Data:
 
 
 def _compare_parts(train: Any, test: Any, name: str) -> None:
-    """Warn if test inputs are training inputs too, or have another scale; images on disk are not read for this."""
+    """Warn if test inputs are training inputs too, or have another scale; not for images on disk."""
     if not (isinstance(train, Tensor) and isinstance(test, Tensor)):
         return
     sizes = [float(torch.linalg.vector_norm(x)) / x.numel() ** 0.5 for x in (train, test) if x.is_floating_point()]
@@ -132,7 +129,7 @@ def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int,
 
 
 def data_of_run(folder: Path, *, allow_code: bool = False) -> Data:
-    """Return the data of a run, or of a network inside a run, as they were when it was started."""
+    """Return the data of a run, or of a network inside a run."""
     run = _whole(folder)
     spec = run.settings.get("teacher" if run.job == "surrogate" else "data")
     rule = f"`--data` must be given: the data of the run in {folder} cannot be loaded."
@@ -156,7 +153,7 @@ def data_of_run(folder: Path, *, allow_code: bool = False) -> Data:
 
 
 def _candidates(run: Run, spec: str) -> list[Data]:
-    """Return the data sets that the run may have used; its fingerprints decide."""
+    """Return the data sets that the run may have used."""
     if run.job == "surrogate":
         from jacmatch.jobs.surrogate.fields import SurrogateFields  # imports scikit-learn
         from jacmatch.jobs.surrogate.source import FILES, arrays_of
@@ -176,7 +173,7 @@ def _candidates(run: Run, spec: str) -> list[Data]:
 
 
 def _points(run: Run) -> Data:
-    """Return the data of a surrogate run: the points at which its function was evaluated."""
+    """Return the points of a surrogate run."""
     from jacmatch.jobs.surrogate.points import cached
 
     arrays: dict[str, object] = {}

@@ -103,13 +103,13 @@ class ProcessGroup:
             raise InputError(rule, got=f"{least} and {most}", do=do)
 
     def all_reduce(self, table: Tensor) -> Tensor:
-        """Sum a tensor over the processes, on its device."""
+        """Sum a tensor over the processes."""
         if self.size > 1:
             distributed.all_reduce(table, group=self.group if table.device.type == "cpu" else None)
         return table
 
     def all_gather(self, row: Tensor) -> Tensor:
-        """Stack the rows of all processes, on the host; with one process return that row."""
+        """Stack the rows of all processes; with one process return that row."""
         if self.size == 1:
             return row
         rows = [torch.empty_like(row) for _ in range(self.size)]
