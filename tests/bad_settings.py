@@ -76,7 +76,7 @@ CASES = {
         DISTILL + " --batch-norm frosen",
         r"`--batch-norm` must be one of batch, frozen.* Nearest: frozen",
     ),
-    "statistics of nothing": (DISTILL + " --teacher-mean 0.5", r"`--teacher-mean` and .* belong to --teacher-weights"),
+    "statistics of nothing": (DISTILL + " --teacher-mean 0.5", r"`--teacher-mean` and .* need --teacher-weights"),
     # caches
     "no cache": ("cache info", r"`--cache` of `cache` must be given\. Write jacmatch cache info --cache DIR"),
     "an action that is none": ("cache bild", r"ACTION must be one of build, check, info\. Got 'bild'\. Nearest: build"),

@@ -352,7 +352,7 @@ CASES = {
     "negative weight": (DISTILL + " --labels-weight -1", r"`--labels-weight`.*-1.*"),
     "law of a probe without one": (
         DISTILL + " --probe top-class --probe-law sphere",
-        r"`--probe-law` of `distill` belongs to --probe random-outputs or random-inputs or .*\. Got top-class",
+        r"`--probe-law` of `distill` needs --probe random-outputs or random-inputs or .*\. Got top-class",
     ),
     "fading after the end": (DISTILL + " --jacobian-fades-from 2", r"`fades_from` of .* must lie in \[0, 1\]\. Got 2"),
     "classes of a regression": (
@@ -441,7 +441,7 @@ CASES = {
     ),
     "no classes are left": (
         "transfer --data npz:{good}/data.npz --teacher mlp:4 --student mlp:3 --source-classes 2",
-        r"`--source-classes` of `transfer` must leave two classes on either side\. Got 2 of 3\.",
+        r"`--source-classes` of `transfer` must leave two classes each for teacher and target\. Got 2 of 3\.",
     ),
     "maps of a perceptron": (
         TRANSFER + "+attention",
@@ -462,7 +462,7 @@ CASES = {
     ),
     "the report of no comparison": (
         "report {good}/run",
-        r"must hold a comparison or tables\. Got a run of `train`\. Give a run of distill, ",
+        r"must contain a comparison or tables\. Got a run of `train`\. Give a run of distill, ",
     ),
     # teachers and weights
     "teacher of other outputs": (
@@ -473,7 +473,7 @@ CASES = {
     "teacher nowhere": (DISTILL + " --teacher runs/none", r"runs/none must .*folder.*"),
     "pickled weights": (
         DISTILL + " --teacher mlp:4 --teacher-weights {bad}/weights.pt",
-        r"weights\.pt` must hold the weights of this MLP\. Got missing: .*; not in the model: weight",
+        r"weights\.pt` must contain the weights of this MLP\. Got missing: .*; not in the model: weight",
     ),
     "weights nowhere": (
         DISTILL + " --teacher mlp:4 --teacher-weights no.safetensors",
@@ -485,7 +485,7 @@ CASES = {
     ),
     "weights of another model": (
         DISTILL + " --teacher mlp:5 --teacher-weights {good}/run/student.safetensors",
-        r"must hold the weights of this .* Got of another shape: .*, must be .* Build the model they were trained in.*",
+        r"must contain the weights of this .* Got of another shape: .*, must be .* Build the model they were trained.*",
     ),
     "weights for a run": (
         DISTILL + " --teacher-weights {good}/run/student.safetensors",
@@ -519,7 +519,7 @@ CASES = {
     "evaluates torn settings": ("evaluate {bad}/torn_settings", r"settings\.json must be one JSON object.*damaged.*"),
     "evaluates no network": (
         "evaluate {bad}/no_network",
-        r"must hold a trained network\. Got a run without network\.json",
+        r"must contain a trained network\. Got a run without network\.json",
     ),
     "evaluates torn weights": (
         "evaluate {bad}/torn_weights --data npz:{good}/data.npz",
@@ -544,7 +544,7 @@ CASES = {
     "doctor of one sample": ("doctor mlp:4 --samples 1", r"`--samples` of `doctor` must be at least 2\. Got 1\."),
     "reports an unfinished run": (
         "report {good}/unfinished",
-        r"must hold a finished run\. Got a run without result\.json\. R",
+        r"must contain a finished run\. Got a run without result\.json\. R",
     ),
     "reports a torn result": ("report {bad}/torn_result", r"result\.json must be one JSON object.*damaged.*"),
     "reports no run": ("report {bad}", r"must be a run folder\. Got a folder without settings\.json\."),
@@ -580,7 +580,7 @@ CASES = {
     "a sexagesimal number": ("train --config {bad}/minutes.yaml", r"must be a number\. Got '1:30' \(text\)"),
     "a device for a file": (
         "train --data npz:/dev/null",
-        r"an existing file\. Got '/dev/null', which is no regular file",
+        r"an existing file\. Got '/dev/null', which is not a regular file",
     ),
     **bad_settings.CASES,
     "settings of another job": ("distill --config {good}/run", r"must be for `distill`\. Got the settings of `train`"),

@@ -15,7 +15,7 @@ MESSAGES = {
     "--resume run --steps 7 --lr 0.5": r"other settings: lr (0.001 there, 0.5 here), steps (20 there, 7 here)",
     "--resume none": "none must be a run folder. Got no folder of that name. Give the --out of an earlier job.",
     "--resume run --config run": "`--resume` uses the settings of its folder. Got --config run too.",
-    "--resume run --out other": "`--out` must be left out beside `--resume`, or name the same folder. Got other.",
+    "--resume run --out other": "`--out` must be omitted with `--resume`, or name the same folder. Got other.",
 }
 
 

@@ -100,7 +100,7 @@ def test_folders_that_are_refused(tmp_path):
 
 def test_an_unfinished_or_torn_result_is_refused(tmp_path):
     run = begun(tmp_path)
-    with pytest.raises(InputError, match="must hold a finished run"):
+    with pytest.raises(InputError, match="must contain a finished run"):
         Run.open(tmp_path)
     assert Run.open(tmp_path, finished=False).settings == SETTINGS
     (run.path / "result.json").write_text('{"job": ')

@@ -174,5 +174,5 @@ def test_no_code_runs_for_a_name_that_only_looks_like_one(tmp_path, monkeypatch)
 
 
 def test_an_archive_without_its_kind_is_answered_with_the_kind():
-    with pytest.raises(InputError, match=r"must say what kind of file it is\. Got 'data\.npz'\. Write npz:data\.npz\."):
+    with pytest.raises(InputError, match=r"must name the kind of file\. Got 'data\.npz'\. Write npz:data\.npz\."):
         datasets.load("data.npz")

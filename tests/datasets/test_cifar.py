@@ -135,7 +135,7 @@ def test_a_wrong_checksum_of_the_official_edition_names_the_file(tmp_path):
     with (tmp_path / "data_batch_1.bin").open("wb") as stream:
         stream.truncate(30_730_000)
     with pytest.raises(
-        InputError, match=r"data_batch_1\.bin must hold the data set's official content \(SHA-256 cee916563c9f…"
+        InputError, match=r"data_batch_1\.bin must contain the data set's official content \(SHA-256 cee916563c9f…"
     ):
         datasets.load(f"cifar10:{tmp_path}")
 
@@ -145,7 +145,7 @@ def test_one_other_pixel_is_refused_and_its_file_named(tmp_path, ten, write):
     parts, edition = ten
     parts["train"]["data_batch_2"][0][3, 1, 2, 0] ^= 1
     write(tmp_path, parts)
-    with pytest.raises(InputError, match=r"data_batch_2\.(bin|png) must hold the data set's official content"):
+    with pytest.raises(InputError, match=r"data_batch_2\.(bin|png) must contain the data set's official content"):
         read(tmp_path, edition)
 
 
@@ -156,7 +156,7 @@ def test_two_labels_exchanged_are_refused(tmp_path, ten, write):
     labels[[0, 1]] = labels[[1, 0]]
     write(tmp_path, parts)
     with pytest.raises(
-        InputError, match=r"(test_batch\.bin|test_lables\.json) must hold the data set's official content"
+        InputError, match=r"(test_batch\.bin|test_lables\.json) must contain the data set's official content"
     ):
         read(tmp_path, edition)
 
@@ -166,7 +166,7 @@ def test_another_label_of_cifar100_is_refused(tmp_path, hundred, column):
     parts, edition = hundred
     parts["test"]["test"][1][7, column] ^= 1
     write_binary(tmp_path, parts)
-    with pytest.raises(InputError, match=r"test\.bin must hold the data set's official content"):
+    with pytest.raises(InputError, match=r"test\.bin must contain the data set's official content"):
         read(tmp_path, edition)
 
 

@@ -111,7 +111,7 @@ def test_the_command_line_accepts_the_official_files_only(tmp_path, small):
 def test_a_wrong_checksum_names_the_file(tmp_path):
     path = tmp_path / "t10k-labels-idx1-ubyte.gz"
     path.write_bytes(gzip.compress(idx(np.zeros(10000, np.uint8))))
-    rule = r"t10k-labels-idx1-ubyte\.gz must hold the data set's official content \(SHA-256 0402a96d92fd…\)\. Got "
+    rule = r"t10k-labels-idx1-ubyte\.gz must contain the data set's official content \(SHA-256 0402a96d92fd…\)\. Got "
     with pytest.raises(InputError, match=rule + "[0-9a-f]{12}…"):
         read_idx(path, OFFICIAL["y_test"])
 
@@ -135,14 +135,14 @@ BROKEN = {
         r"must be an idx file of bytes of shape \(10,\)\. Got a file that begins with 00000801 0000000b",
     ),
     "empty": (lambda content: gzip.compress(b""), "Got a file that begins with nothing"),
-    "too short": (lambda content: gzip.compress(content[:-1]), r"must hold 18 bytes after unpacking\. Got 17"),
+    "too short": (lambda content: gzip.compress(content[:-1]), r"must contain 18 bytes after unpacking\. Got 17"),
     "too long": (
         lambda content: gzip.compress(content + bytes(10**7)),
-        r"must hold 18 bytes after unpacking\. Got more",
+        r"must contain 18 bytes after unpacking\. Got more",
     ),
     "other labels": (
         lambda content: gzip.compress(content[:-1] + b"\x01"),
-        "must hold the data set's official content",
+        "must contain the data set's official content",
     ),
 }
 

@@ -140,7 +140,7 @@ def test_a_cached_teacher_is_that_of_this_code_and_of_these_data(write):
         *(
             pytest.param(*case, marks=pytest.mark.ci)
             for case in (
-                ("student.safetensors", None, r"must hold the weights of its network\. Got no student\.safetensors"),
+                ("student.safetensors", None, r"must contain the weights of its network\. Got no student\.safetensors"),
                 ("network.json", lambda content: content[:9], "must be one JSON object"),
                 ("settings.json", None, "must be a run folder"),
                 ("inputs.json", None, r"its data has changed: x_train \(nothing there"),

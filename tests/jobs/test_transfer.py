@@ -148,7 +148,7 @@ def test_samples_that_are_no_images(shared):
 def test_images_of_other_channels(shared):
     network = build("cnn3", outputs=3, shape=(3, 8, 8))
     save_weights(network, shared / "colour.safetensors")
-    with pytest.raises(InputError, match=r"must hold the weights of this VGG\. Got of another shape"):
+    with pytest.raises(InputError, match=r"must contain the weights of this VGG\. Got of another shape"):
         pretrained.from_weights("cnn3", 3, (1, 8, 8), 12, Weights(shared / "colour.safetensors"))
     with pytest.raises(
         InputError, match=r"input must be images to which \(1, 6, 6\) can be resized\. Got .*\(1, 8, 9\)"

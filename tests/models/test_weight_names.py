@@ -58,9 +58,9 @@ def test_other_names_of_the_same_resnet_are_matched_by_structure(tmp_path, pickl
 
 def test_a_resnet_without_projections_and_one_of_other_depth_are_refused(tmp_path):
     state = {k: v for k, v in trained(Elsewhere).state_dict().items() if "downsample" not in k}
-    refused(written(tmp_path, state), "must hold the weights of this ResNet", ResNet(14, 7, (3, 8, 8)), **SCALING)
+    refused(written(tmp_path, state), "must contain the weights of this ResNet", ResNet(14, 7, (3, 8, 8)), **SCALING)
     deep = trained(lambda: Elsewhere(3)).state_dict()
-    refused(written(tmp_path, deep), "must hold the weights of this ResNet", ResNet(14, 7, (3, 8, 8)), **SCALING)
+    refused(written(tmp_path, deep), "must contain the weights of this ResNet", ResNet(14, 7, (3, 8, 8)), **SCALING)
 
 
 # RepDistiller's Wide ResNets: block1.layer.0.convShortcut
@@ -96,7 +96,7 @@ def layers(*names, features=4):
 )
 def test_layers_that_may_be_either_are_refused(tmp_path, theirs, ours):
     path = written(tmp_path, layers(*theirs).state_dict())
-    message = refused(path, "must hold the weights of this ModuleDict", layers(*ours))
+    message = refused(path, "must contain the weights of this ModuleDict", layers(*ours))
     assert "leave open which is which: name the model of the library that wrote them" in message
 
 

@@ -103,7 +103,7 @@ def test_something_else_under_that_name_is_refused(saved):
 def test_weights_of_another_model_list_what_differs(saved):
     refused(
         saved,
-        r"must hold the weights of this ResNet. Got missing: conv1.weight, bn1.weight, bn1.bias and \d+ more; "
+        r"must contain the weights of this ResNet. Got missing: conv1.weight, bn1.weight, bn1.bias and \d+ more; "
         r"not in the model: .*Build the model they were trained in",
         model=build("resnet8", 3, (1, 8, 8)),
     )
@@ -130,12 +130,12 @@ def test_one_missing_and_one_extra_tensor_are_refused(saved):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(saved, value):
     path = edited(saved, **{"classifier.bias": torch.tensor([0.0, value, 1.0])})
-    refused(path, "must hold finite weights. Got NaN or infinity in classifier.bias")
+    refused(path, "must contain finite weights. Got NaN or infinity in classifier.bias")
 
 
 def test_weights_from_elsewhere_must_say_their_normalization(saved):
     path = edited(saved, mean=None, std=None)
-    message = "must say how its weights expect the input normalized.*`mean=.0.0,., std=.1.0,.`. if they were trained"
+    message = "must contain the normalization of the input.*`mean=.0.0,., std=.1.0,.`. if the weights were trained"
     refused(path, message)
     refused(path, message, mean=(0.5,))
     refused(path, "`mean` of `load_weights` must have one number", mean=(0.5, 0.5), std=(1.0,))

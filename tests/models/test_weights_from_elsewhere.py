@@ -60,7 +60,7 @@ def test_counters_of_batch_norm_may_be_missing(tmp_path):
 
 def test_statistics_of_batch_norm_may_not(tmp_path):
     part = {k: v for k, v in trained().state_dict().items() if "running_mean" not in k}
-    refused(written(tmp_path, part), "must hold the weights of this Net. Got missing: bn.running_mean. Build")
+    refused(written(tmp_path, part), "must contain the weights of this Net. Got missing: bn.running_mean. Build")
 
 
 # huggingface/transformers #38870, #30202: tensors of two names are written once.
@@ -86,7 +86,9 @@ def test_tied_weights_may_be_there_once(tmp_path, owner):
 
 def test_tied_weights_are_not_two_values(tmp_path):
     state = {**Tied().state_dict(), "b.weight": torch.zeros(4, 4)}
-    refused(written(tmp_path, state), "must hold equal tensors a.weight and b.weight, which this module ties", Tied())
+    refused(
+        written(tmp_path, state), "must contain equal tensors a.weight and b.weight, which this module ties", Tied()
+    )
 
 
 # IntelLabs/distiller #102, winycg/CLIP-KD #9, checkpoints of RepDistiller, timm, DeiT and Lightning.
@@ -214,7 +216,7 @@ def test_what_is_there_once_is_visited_once(tmp_path, monkeypatch):
     shared = {"a": torch.zeros(1)}
     for _ in range(40):
         shared = {str(i): shared for i in range(100)}
-    refused(saved(tmp_path, shared), "must hold the weights of this Net. Got no named tensors")
+    refused(saved(tmp_path, shared), "must contain the weights of this Net. Got no named tensors")
     module = nn.Linear(1, 1)
     for _ in range(20):
         module = nn.ModuleList([module, module])
@@ -226,7 +228,7 @@ def test_tensors_that_are_none_are_refused(tmp_path):
     state = trained().state_dict()
     for value in (torch.zeros(16, 3).to_sparse().T, torch.empty(3, 16, device="meta")):
         path = saved(tmp_path, {**state, "fc.weight": value})
-        refused(path, "must hold ordinary tensors. Got sparse, quantized or empty ones: fc.weight")
+        refused(path, "must contain ordinary tensors. Got sparse, quantized or empty ones: fc.weight")
     huge = torch.zeros(1).expand(10**9, 10**9)
     refused(saved(tmp_path, {**state, "fc.weight": huge}), r"of another shape: fc.weight \(1000000000, 1000000000\)")
 
@@ -250,7 +252,7 @@ def test_one_of_two_networks_must_be_chosen(tmp_path):
     net, other = trained(), Net().eval()
     two = {**prefixed("student.", net.state_dict()), **prefixed("teacher.", other.state_dict())}
     path = written(tmp_path, two)
-    refused(path, "must hold one set of weights, or `key` of `load_weights` must name one. Got 'student', 'teacher'")
+    refused(path, "must contain one set of weights, or `key` of `load_weights` must name one. Got 'student', 'teacher'")
     with pytest.warns(UserWarning, match="has unused tensors: student"):
         loads(other, path, key="teacher")
     path = saved(tmp_path, {"a": net.state_dict(), "b": other.state_dict()})
@@ -299,10 +301,10 @@ def test_weights_of_eight_bits_are_their_values_and_the_user_is_warned(tmp_path,
 def test_whole_numbers_are_no_weights_and_large_ones_no_half_floats(tmp_path):
     state = trained().state_dict()
     quantized = {**state, "fc.weight": torch.ones(3, 16, dtype=torch.int8)}
-    refused(written(tmp_path, quantized), "must hold weights of a float type. Got int8 in fc.weight. Quantized")
+    refused(written(tmp_path, quantized), "must contain weights of a float type. Got int8 in fc.weight. Quantized")
     large = {**state, "fc.bias": torch.tensor([1.0, 1e5, 0.0])}
     refused(
-        written(tmp_path, large), "must hold values that float16 can hold. Got larger ones in fc.bias", Net().half()
+        written(tmp_path, large), "must contain values that float16 can hold. Got larger ones in fc.bias", Net().half()
     )
 
 
@@ -312,7 +314,7 @@ def test_a_counter_in_floats_stays_a_whole_number(tmp_path):
     load_weights(other := Net(), written(tmp_path, state))
     assert other.bn.num_batches_tracked.item() == 7
     state["bn.num_batches_tracked"] = torch.tensor(7.5)
-    refused(written(tmp_path, state), "must hold values that int64 can hold")
+    refused(written(tmp_path, state), "must contain values that int64 can hold")
 
 
 # huggingface/diffusers #7830, HorizonWind2004/reconstruction-alignment #19
@@ -363,7 +365,10 @@ def test_an_index_names_no_path(sharded, name):
         ('{"weight_map": {"fc.weight": 3}}', "Got another content"),
         ('{"weight_map": {"a": "model.safetensors.index.json"}}', "must name files of weights"),
         ('{"weight_map": {"a": "none.safetensors"}}', "Weights must be a readable file"),
-        ('{"weight_map": {"fc.weight": "model-00001-of-00002.safetensors"}}', "must hold the 1 tensors that .* lists"),
+        (
+            '{"weight_map": {"fc.weight": "model-00001-of-00002.safetensors"}}',
+            "must contain the 1 tensors that .* lists",
+        ),
     ],
 )
 def test_damaged_indices_are_refused(sharded, content, match):
@@ -431,7 +436,7 @@ def test_a_conversion_needs_the_suffix_and_tensors(tmp_path):
     path = saved(tmp_path, {"epoch": 3})
     with pytest.raises(InputError, match=r"`target` of `convert_weights` must end in `.safetensors`"):
         convert_weights(path, tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"must hold named tensors\. Got none"):
+    with pytest.raises(InputError, match=r"must contain named tensors\. Got none"):
         convert_weights(path, tmp_path / "w.safetensors")
     with pytest.raises(InputError, match=r"`key` of `convert_weights` must name a set .*Got 'ema'. Known: 'model'"):
         convert_weights(saved(tmp_path, {"model": Net().state_dict()}), tmp_path / "w.safetensors", key="ema")

@@ -281,11 +281,11 @@ def test_folders_without_a_comparison_are_refused(tmp_path):
     result.write_text(result.read_text().replace('"mean"', '"average"'))
     for name, message in {
         "none": "no folder of that name",
-        "open": "must hold a finished run",
-        "other": "must hold a comparison",
+        "open": "must contain a finished run",
+        "other": "must contain a comparison",
         **dict.fromkeys(
             ("damaged", "empty", "torn", "misshapen"),
-            r"must hold the arrays of the figure of Jacobians",
+            r"must contain the arrays of the figure of Jacobians",
         ),
         "rows": "result.json must (be unchanged since its job wrote it|have the rows or tables)",
     }.items():

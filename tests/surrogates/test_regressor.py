@@ -260,7 +260,7 @@ def test_wrong_units_or_signs_of_an_input_are_named(factor, named):
     j = np.stack([np.cos(x[:, 0]), np.ones(40), 2 * x[:, 2]], 1)[:, None]
     assert not suspicious(x, y[:, None], j)
     (line,) = suspicious(x, y[:, None], j * np.array([1.0, factor, 1.0]))
-    assert re.search(f"the partials of output 0 by input 1 would agree best .* {named} as large", line)
+    assert re.search(f"the partials of output 0 with respect to input 1 would agree best .* {named} as large", line)
 
 
 @pytest.mark.parametrize("scale", [1e300, 1e-300])
@@ -281,7 +281,7 @@ def test_columns_and_rows_without_numbers_are_named():
     model = JacobianRegressor(**FAST).fit(frame, y)
     dates = pandas.date_range("2020-01-01", periods=20)
     for column, message in (
-        (dates, "'b' of `X` of `JacobianRegressor` must be numbers. Got datetime64.*Turn dates into numbers"),
+        (dates, "'b' of `X` of `JacobianRegressor` must be numbers. Got datetime64.*Convert dates to numbers"),
         (["u", "v"] * 10, "'b' of `X` of `JacobianRegressor` must be numbers. Got .* one column of 0 and 1"),
         (pandas.Categorical([1, 2] * 10), "'b' of `X` of `JacobianRegressor` must be numbers"),
         (np.where(np.arange(20) == 4, np.nan, 1.0), "must be finite. Got NaN or infinity in 1 rows, first in row 4"),
@@ -289,9 +289,7 @@ def test_columns_and_rows_without_numbers_are_named():
         for call in (lambda X: JacobianRegressor(**FAST).fit(X, y), model.predict):
             with pytest.raises(InputError, match=message):
                 call(frame.assign(b=column))
-    with pytest.raises(
-        InputError, match=r"Each column of `X` of `JacobianRegressor` must have a name of its own. Got a"
-    ):
+    with pytest.raises(InputError, match=r"Each column of `X` of `JacobianRegressor` must have a unique name. Got a"):
         model.fit(frame[["a", "a"]], y)
     with pytest.raises(InputError, match=r"`y` of `JacobianRegressor` must be finite. Got NaN .* first in row 2"):
         model.fit(x, np.where(np.arange(20) == 2, np.nan, y))

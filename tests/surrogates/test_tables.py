@@ -72,7 +72,7 @@ def test_frames_in_and_out():
     [
         ("x,y\n", "must have a header and at least one row"),
         ("x,y\n1,2\n1\n", r"must have 2 cells, like its header. Got 1 in line 3"),
-        ("x,x,y\n1,2,3\n", "must have a name of its own. Got x"),
+        ("x,x,y\n1,2,3\n", "must have a unique name. Got x"),
         ("a,b\n1,2\n", r"must have columns of inputs \(x…\) and of outputs"),
         ("x;y\n1,5;2\n", "must be separated by commas. Got 'x;y'"),
         ("x,y\n" + 200_000 * "1" + ",2\n", "must be a CSV file with a header. Got Error: field larger"),

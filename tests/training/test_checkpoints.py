@@ -112,7 +112,7 @@ def test_another_run_is_recognized_by_its_settings(tmp_path):
 def test_weights_of_another_model_are_refused_whole(tmp_path, other, message):
     network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 4))
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    with pytest.raises(InputError, match=r"must hold weights of this model\. Got " + message):
+    with pytest.raises(InputError, match=r"must contain weights of this model\. Got " + message):
         load_weights(network, other.state_dict(), tmp_path / "c.pt")
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 

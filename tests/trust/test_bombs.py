@@ -29,10 +29,10 @@ pytestmark = pytest.mark.usefixtures("all_as_users_run")
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
-        ({"spec": "mlp:90000-90000"}, r"must hold the 3\d,\d{3},\d{3},\d{3} bytes of weights of 'mlp:90000-90000'"),
-        ({"outputs": 10**12}, r"must hold the .* bytes of weights"),
+        ({"spec": "mlp:90000-90000"}, r"must contain the 3\d,\d{3},\d{3},\d{3} bytes of weights of 'mlp:90000-90000'"),
+        ({"outputs": 10**12}, r"must contain the .* bytes of weights"),
         ({"outputs": 10**30}, r"network\.json must describe a network\. Got \w+Error"),
-        ({"shape": [10**9]}, r"must hold the .* bytes of weights"),
+        ({"shape": [10**9]}, r"must contain the .* bytes of weights"),
         ({"outputs": float("inf")}, r"network\.json must be one JSON object"),
         ({"shape": 3}, r"network\.json must describe a network"),
     ],

@@ -86,7 +86,7 @@ def stand_in(job: str) -> type[Any]:
     module, _, name = job.partition(":")
     made = _lookup(module, name)
     if not dataclasses.is_dataclass(made) or not isinstance(made, type):
-        raise LookupError(f"{job} is no class")
+        raise LookupError(f"{job} is not a class")
     return made
 
 

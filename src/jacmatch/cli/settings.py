@@ -95,7 +95,7 @@ def resumed(job: Any, folder: Path) -> Any:
     """Return the job with that run folder."""
     folder = folder.expanduser()
     if job.out not in (None, folder):
-        raise InputError("`--out` must be left out beside `--resume`, or name the same folder.", got=str(job.out))
+        raise InputError("`--out` must be omitted with `--resume`, or name the same folder.", got=str(job.out))
     return dataclasses.replace(job, out=folder)
 
 

@@ -161,7 +161,7 @@ def cache(console: Console, result: Mapping[str, Any]) -> None:
         console.print(f"\nseed {part['seed']}: {part['entries']:,} entries, {_bytes(part['bytes'])}")
         views = part["views"] if isinstance(part["views"], str) else f"{part['views']} views"
         lines = {
-            "samples": f"{part['samples']:,}, {views}, {part['bytes_per_entry']:,.0f} bytes an entry",
+            "samples": f"{part['samples']:,}, {views}, {part['bytes_per_entry']:,.0f} bytes per entry",
             "stored": ", ".join(f"{name} {what}" for name, what in part["fields"].items()),
             "shards": f"{part['shards']:,}, {len(part['missing']):,} files missing" if part["missing"] else "all there",
             "made with": ", ".join(f"{name} {value}" for name, value in part["made"].items()),

@@ -58,11 +58,11 @@ def load(spec: str, seed: int = 0) -> Data:
     if is_code(spec) and ("." in name or _exists(name)):
         return _call(spec, name, argument)
     if spec and is_dir(user_path(spec)):
-        rule = "`--data` must say what kind of data a folder holds."
+        rule = "`--data` must name the kind of data in a folder."
         do = f"Write folder:{spec} for images in {spec}/train/CLASS/, with @SIZE to resize them (folder:{spec}@64)."
         raise InputError(rule, got=repr(spec), do=do)
     if spec.endswith(".npz") and name not in LOADERS:
-        raise InputError("`--data` must say what kind of file it is.", got=repr(spec), do=f"Write npz:{spec}.")
+        raise InputError("`--data` must name the kind of file.", got=repr(spec), do=f"Write npz:{spec}.")
     raise unknown_name("`--data`", spec, [*LOADERS, "PACKAGE.MODULE:CALLABLE"])
 
 

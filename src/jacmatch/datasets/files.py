@@ -61,7 +61,7 @@ def _what_is(path: Path) -> str:
         return "is a folder"
     if is_file(path):
         return "is a file"
-    return "is no regular file" if os.path.lexists(path) else "does not exist"
+    return "is not a regular file" if os.path.lexists(path) else "does not exist"
 
 
 def reading(path: Path | str, kind: str, do: str) -> AbstractContextManager[None]:
@@ -86,7 +86,7 @@ def check_digest(content: bytes | memoryview, expected: str, path: Path, do: str
     """Refuse content with another SHA-256."""
     digest = hashlib.sha256(content).hexdigest()
     if digest != expected:
-        rule = f"{path} must hold the data set's official content (SHA-256 {expected[:12]}…)."
+        rule = f"{path} must contain the data set's official content (SHA-256 {expected[:12]}…)."
         raise InputError(rule, got=f"{digest[:12]}…", do=do)
 
 

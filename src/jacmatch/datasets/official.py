@@ -290,6 +290,6 @@ def read_idx(path: Path, file: IdxFile) -> UInt8[np.ndarray, "sample *pixel"]:
         raise InputError(rule, got=got, do=_REMEDY)
     if len(content) != length:
         got = "more" if len(content) > length else f"{len(content):,}"
-        raise InputError(f"{path} must hold {length:,} bytes after unpacking.", got=got, do=_REMEDY)
+        raise InputError(f"{path} must contain {length:,} bytes after unpacking.", got=got, do=_REMEDY)
     check_digest(content, file.sha256, path, _REMEDY)
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(file.shape)

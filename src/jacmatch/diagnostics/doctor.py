@@ -132,12 +132,12 @@ def _values(module: Module, x: Tensor, arguments: Arguments | None) -> list[Find
     """Return what values alone show: NaN, random numbers, writes to the input, samples that depend on each other."""
     with torch.no_grad():
         if not torch.isfinite(x).all():
-            return [fault("not-finite", "The input holds NaN or Inf.", "Clean the data.")]
+            return [fault("not-finite", "The input contains NaN or Inf.", "Clean the data.")]
         same = replayed(plain(module, arguments), x)
         y, again, given = same(x), same(x), x.clone()
         if not torch.isfinite(y).all():
             remedy = "Look for log, division or overflow; lower the scale."
-            return [fault("not-finite", "The outputs hold NaN or Inf.", remedy)]
+            return [fault("not-finite", "The outputs contain NaN or Inf.", remedy)]
         findings = []
         repeats = torch.equal(y, again)
         if not repeats or _differs(module, x, arguments):

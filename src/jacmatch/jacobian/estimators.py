@@ -441,7 +441,9 @@ class SubspaceInputs(_Products):
             order = probes.permutation(seed, torch.zeros(1, dtype=torch.int64), 0, len(flat))[0]
             vectors = torch.linalg.qr(flat[order].diff(dim=0)[: self.k].mT)[0].mT
         if self.basis != "dct" and min(len(flat) - 1, flat.shape[1]) < self.k:
-            rule = "`k` of `SubspaceInputs` (`--probe-dimensions`) must be < the number of inputs, ≤ their elements."
+            rule = (
+                "`k` of `SubspaceInputs` (`--probe-dimensions`) must be < the number of inputs, and at most their size."
+            )
             raise InputError(rule, got=f"{self.k} for {len(flat)} inputs of {flat.shape[1]} elements")
         return replace(self, vectors=vectors.float())
 

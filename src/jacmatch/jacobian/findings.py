@@ -237,7 +237,7 @@ PREFLIGHT: Final = _by_code(
     fault(
         "not-a-sum",
         "The terms do not add up to the loss.",
-        "Return in `values` the loss and the weighted terms that it sums, and all else in `unweighted`.",
+        "Return the loss and its weighted terms in `values`, and all else in `unweighted`.",
     ),
     fault(
         "not-a-mean",
@@ -248,7 +248,7 @@ PREFLIGHT: Final = _by_code(
     fault(
         "teacher-changes",
         "The teacher returns different outputs for the same inputs in a second call.",
-        "Put it in evaluation mode; a network passed directly, or as ModuleTeacher, is.",
+        "Put it in evaluation mode, or pass the network directly or as ModuleTeacher.",
     ),
     fault(
         "teacher-couples",
@@ -312,7 +312,7 @@ FINDINGS: Final = {**DOCTOR, **PREFLIGHT}
 
 CODES: Final[dict[str, str]] = {
     **{code: each.what for code, each in FINDINGS.items()},
-    "not-finite": "The input or the outputs hold NaN or Inf.",
+    "not-finite": "The input or the outputs contain NaN or Inf.",
     "teacher-derivatives": "The teacher's products differ from differences of its own outputs.",
     "once-differentiable": "A derivative in the module can be taken only once.",
     "nan-derivative": "A derivative is NaN or Inf although the outputs are finite.",

@@ -121,7 +121,7 @@ def check_input(x: Any, caller: str) -> None:
     """Reject anything but a floating-point tensor with at least one sample."""
     if not isinstance(x, Tensor):
         rule = f"`x` of `{caller}` must be one tensor."
-        do = "Differentiate by one part: pass a function of that tensor with the other parts fixed."
+        do = "Differentiate with respect to one part: pass a function of that tensor with the other parts fixed."
         raise InputError(rule, got=type(x).__name__, do=do)
     if not x.is_floating_point():
         rule = f"`x` of `{caller}` must be of a floating-point type."

@@ -156,7 +156,7 @@ class DistillationFields(TrainingFields):
             raise InputError(f"`--probes` of `distill` must be 1 with --probe {self.probe}.", got=self.probes)
         if self.probe_law != "gaussian" and "law" not in _settings(self.probe):
             lawful = " or ".join(name for name in ESTIMATORS if "law" in _settings(name))
-            raise InputError(f"`--probe-law` of `distill` belongs to --probe {lawful}.", got=self.probe)
+            raise InputError(f"`--probe-law` of `distill` needs --probe {lawful}.", got=self.probe)
 
     def objective(
         self, method: str, student: nn.Module, teacher: nn.Module | Teacher, train: Split, data: Data, seed: int
@@ -288,7 +288,7 @@ class TeachingFields(DistillationFields):
         positive("distill", seeds=self.seeds, teacher_steps=self.teacher_steps)
         self.check_objective()
         if not self.foreign_teacher and (self.teacher_mean or self.teacher_std):
-            raise InputError("`--teacher-mean` and `--teacher-std` of `distill` belong to --teacher-weights.")
+            raise InputError("`--teacher-mean` and `--teacher-std` of `distill` need --teacher-weights.")
         if not self.methods:
             raise InputError("`--methods` of `distill` must name at least one.", do=f"Known: {', '.join(METHODS)}.")
         if len(set(self.methods)) < len(self.methods):

@@ -84,7 +84,7 @@ def check_saved(folder: Path) -> None:
     """Refuse weights that differ from the saved ones, even by one bit."""
     checksum = load(folder / DESCRIPTION).get("sha256")
     if not (folder / WEIGHTS).is_file():
-        rule = f"{folder} must hold the weights of its network."
+        rule = f"{folder} must contain the weights of its network."
         raise InputError(rule, got=f"no {WEIGHTS}", do="Run the job again.")
     if checksum is not None and checksum != _digest(folder / WEIGHTS):
         rule = f"{folder / WEIGHTS} must have the checksum that it was written with."
@@ -96,7 +96,7 @@ def describe(folder: Path) -> Description:
     Run.open(folder, finished=False)
     file = folder / DESCRIPTION
     if not file.is_file():
-        raise InputError(f"{folder} must hold a trained network.", got=f"a run without {DESCRIPTION}")
+        raise InputError(f"{folder} must contain a trained network.", got=f"a run without {DESCRIPTION}")
     with converted_errors(f"{file} must describe a network.", "It is damaged: copy it again."):
         raw: dict[str, Any] = load(file)
         return Description(
@@ -136,7 +136,7 @@ def load_own(folder: Path, spec: str) -> nn.Module:
     saved = describe(folder).spec
     if saved != spec:
         rule = f"The network in {folder} must be {spec!r}, which this job builds."
-        raise InputError(rule, got=repr(saved), do="Somebody has changed it: remove the folder.")
+        raise InputError(rule, got=repr(saved), do="It was changed: remove the folder.")
     return load_student(folder, allow_code=True)
 
 
@@ -169,7 +169,7 @@ def _check_size(description: Description, file: Path) -> None:
         empty = catalog.build(description.spec, description.outputs, description.shape)
     needed = sum(value.numel() * value.element_size() for value in empty.state_dict().values())
     if needed > 8 * file.stat().st_size:
-        rule = f"{file} must hold the {needed:,} bytes of weights of {description.spec!r}."
+        rule = f"{file} must contain the {needed:,} bytes of weights of {description.spec!r}."
         raise InputError(rule, got=f"{file.stat().st_size:,} bytes", do="It is damaged: copy it again.")
 
 

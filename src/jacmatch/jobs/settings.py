@@ -181,7 +181,7 @@ def _points(run: Run) -> Data:
     for part, pattern in (("test", "points-test.npz"), ("train", f"points-seed{seed}*.npz")):
         files = sorted(run.path.glob(pattern), key=lambda file: (len(file.name), file.name))
         if not files:
-            raise InputError(f"{run.path} must hold the points of its function.", got=f"no {pattern}")
+            raise InputError(f"{run.path} must contain the points of its function.", got=f"no {pattern}")
         points = cached(run, files[-1].stem, _missing)
         arrays |= {f"x_{part}": points.x.float(), f"y_{part}": points.y.float()}
         if points.j is not None:

@@ -471,7 +471,7 @@ class Transfer(TrainingFields):
             return pretrained.from_weights(self.teacher, self.teacher_outputs, data.shape, size, weights), data
         count, classes = self.source_classes or data.outputs // 2, data.outputs
         if not 2 <= count <= classes - 2:
-            rule = "`--source-classes` of `transfer` must leave two classes on either side."
+            rule = "`--source-classes` of `transfer` must leave two classes each for teacher and target."
             raise InputError(rule, got=f"{count} of {classes}", do="Give a teacher that is trained already.")
         recipe = Train(**self.teacher_settings())
         source = of_classes(data, range(count))

@@ -131,7 +131,7 @@ def useless_probe(rows: Mapping[str, Result], probes: Sequence[float]) -> list[s
         return []
     return [
         f"The probed teacher has {mean:.1%} accuracy, no more than a student trained on labels alone ({best:.1%}): its "
-        "features do not tell these classes apart. Use another teacher, or fine-tune it: --adapt-steps."
+        "features do not separate these classes. Use another teacher, or fine-tune it: --adapt-steps."
     ]
 
 
@@ -183,7 +183,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     ]
 
 
-def distance_table(measured: Mapping[str, Any], title: str = "How far from the training images") -> Table:
+def distance_table(measured: Mapping[str, Any], title: str = "Distance from the training images") -> Table:
     """Return Hausdorff distance, mean nearest distance and W₁, in pixels and in features."""
     keys = ("hausdorff", "mean_nearest", "wasserstein")
     rows = [
@@ -195,7 +195,7 @@ def distance_table(measured: Mapping[str, Any], title: str = "How far from the t
     return Table("distances", title, head, tuple(rows), ("Euclidean, at most 300 images a set.",))
 
 
-def bound_table(bounds: Mapping[str, Any], loss: str, title: str = "Why: the bound and its terms, in pixels") -> Table:
+def bound_table(bounds: Mapping[str, Any], loss: str, title: str = "The bound and its terms, in pixels") -> Table:
     """Return the terms of the bound by method, means over the seeds."""
     rows = [
         (label, *(NOTHING if bound is None else f"{bound[key]['mean']:.2f}" for key in _TERMS))

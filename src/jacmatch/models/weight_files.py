@@ -162,7 +162,7 @@ def _shards(index: Path, largest: int, allow_pickle: bool) -> dict[str, Tensor]:
         (part,) = read(path, largest, allow_pickle=allow_pickle).values() or ({},)
         expected = {key for key, value in parts.items() if value == name}
         if part.keys() != expected:
-            rule = f"`{path}` must hold the {len(expected)} tensors that {index.name} lists for it."
+            rule = f"`{path}` must contain the {len(expected)} tensors that {index.name} lists for it."
             got = f"{len(part)} tensors, {len(part.keys() & expected)} of them listed"
             raise InputError(rule, got=got, do="Copy it again.")
         tensors |= part
@@ -243,7 +243,7 @@ def _checkpoint(source: Path, head: bytes, size: int) -> Sets:
             return tensor_sets(_unpickled(source, stands))
     except Exception as error:  # torch raises a different type for each way in which a file can be damaged
         if "Unsupported " in str(error) or "is blocked" in str(error):
-            raise _needs_code(source, "one that needs classes from elsewhere") from error
+            raise _needs_code(source, "one that needs other classes") from error
         rule = f"`{source}` must be a complete torch checkpoint."
         raise InputError(rule, got=in_one_line(error), do="Copy it again.") from error
 

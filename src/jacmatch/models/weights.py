@@ -277,7 +277,7 @@ def convert_weights(source: str | os.PathLike[str], target: str | os.PathLike[st
     safetensors = optional_package("safetensors.torch", "`convert_weights`", "pip install 'jacmatch[train]'")
     sets = weight_files.read(path, _LARGEST, allow_pickle=True)
     if not sets:
-        raise InputError(f"`{path}` must hold named tensors.", got="none")
+        raise InputError(f"`{path}` must contain named tensors.", got="none")
     if key is not None:
         chosen = key
     else:
@@ -416,7 +416,7 @@ def _one_of(source: Path, fits: list[Fit], caller: str) -> Fit:
     """The only fit, or the only one that is no running average."""
     plain = [fit for fit in fits if not fit.average] if len(fits) > 1 else fits
     if len(plain) != 1:
-        rule = f"`{source}` must hold one set of weights, or `key` of `{caller}` must name one."
+        rule = f"`{source}` must contain one set of weights, or `key` of `{caller}` must name one."
         names = [repr(fit.key) for fit in fits]
         raise InputError(rule, got=few(names, 8), do=f"Give for example key={names[0]}.")
     others = [repr(fit.key) for fit in fits if fit is not plain[0]]
@@ -435,9 +435,9 @@ def _scaling(
     """The buffers `mean` and `std` for weights that have none."""
     if mean is None or std is None:
         raise InputError(
-            f"`{source}` must say how its weights expect the input normalized: it has neither `mean` nor `std`.",
-            do="Give both: --mean 0 --std 1 (in Python `mean=(0.0,), std=(1.0,)`) if they were trained on inputs in "
-            "[0, 1]; for a teacher --teacher-mean and --teacher-std; for `compare` save a run by train --weights.",
+            f"`{source}` must contain the normalization of the input: it has neither `mean` nor `std`.",
+            do="Give both: --mean 0 --std 1 (in Python `mean=(0.0,), std=(1.0,)`) if the weights were trained on inputs "
+            "in [0, 1]; for a teacher --teacher-mean and --teacher-std; for `compare` save a run by train --weights.",
         )
     raw = Names(own).raw
     buffers = statistics("load_weights", tuple(own[raw["mean"]].shape[1:]), mean, std)
@@ -453,7 +453,7 @@ def _check_plain(source: Path, tensors: Mapping[str, Tensor]) -> None:
         or (value.layout, value.device.type, value.is_quantized) != (torch.strided, "cpu", False)
     ]
     if odd:
-        rule = f"`{source}` must hold ordinary tensors."
+        rule = f"`{source}` must contain ordinary tensors."
         raise InputError(rule, got=f"sparse, quantized or empty ones: {few(odd)}", do="Convert it to floats first.")
 
 
@@ -463,19 +463,19 @@ def _converted(source: Path, name: str, given: Tensor, own: Tensor) -> Tensor:
     try:
         floats = own.is_floating_point() or own.is_complex()
         if floats and not (given.is_floating_point() or (own.is_complex() and given.is_complex())):
-            rule = f"`{source}` must hold weights of a float type."
+            rule = f"`{source}` must contain weights of a float type."
             got = f"{str(given.dtype).removeprefix('torch.')} in {name}"
             raise InputError(rule, got=got, do="Quantized weights must be converted to floats first.")
         wide = given.float() if given.is_floating_point() and given.element_size() == 1 else given
         if (wide.is_floating_point() or wide.is_complex()) and not wide.isfinite().all():
-            raise InputError(f"`{source}` must hold finite weights.", got=f"NaN or infinity in {name}")
+            raise InputError(f"`{source}` must contain finite weights.", got=f"NaN or infinity in {name}")
         value = wide.to(own.dtype)
     except (NotImplementedError, RuntimeError) as error:  # types of 4 bits, which torch only stores
         got = f"{str(given.dtype).removeprefix('torch.')} in {name}"
-        raise InputError(f"`{source}` must hold weights whose dtype can be converted.", got=got) from error
+        raise InputError(f"`{source}` must contain weights whose dtype can be converted.", got=got) from error
     exact = value.isfinite().all() if floats else torch.equal(value.to(wide.dtype), wide)
     if not exact:
-        rule = f"`{source}` must hold values that {str(own.dtype).removeprefix('torch.')} can hold."
+        rule = f"`{source}` must contain values that {str(own.dtype).removeprefix('torch.')} can hold."
         raise InputError(rule, got=f"larger ones in {name}" if floats else f"others in {name}")
     return value
 
@@ -484,7 +484,7 @@ def _check_tied(module: nn.Module, source: Path, weights: Mapping[str, Tensor]) 
     """Refuse two values for one tensor of the module."""
     for name, first in tied_names(module).items():
         if name != first and name in weights and not torch.equal(weights[name], weights[first]):
-            rule = f"`{source}` must hold equal tensors {first} and {name}, which this module ties."
+            rule = f"`{source}` must contain equal tensors {first} and {name}, which this module ties."
             raise InputError(rule, got="different ones", do="Build the model without tied weights.")
 
 
@@ -508,7 +508,7 @@ def _warn(source: Path, fit: Fit, types: list[torch.dtype]) -> None:
 
 def _differences(module: nn.Module, names: list[Names], sets: weight_files.Sets, source: Path) -> InputError:
     """Return an error that says why the nearest set of weights does not fit."""
-    rule = f"`{source}` must hold the weights of this {type(module).__name__}."
+    rule = f"`{source}` must contain the weights of this {type(module).__name__}."
     if not sets:
         return InputError(rule, got="no named tensors")
     options = []

@@ -91,7 +91,7 @@ class CompiledSteps:
     def __init__(self, *, backend: str = "inductor", cuda_graphs: bool = False) -> None:
         if cuda_graphs and not torch.cuda.is_available():
             do = "Leave it out on the CPU."
-            raise InputError("`cuda_graphs` of `CompiledSteps` must have a GPU.", got="no CUDA", do=do)
+            raise InputError("`cuda_graphs` of `CompiledSteps` needs a GPU.", got="no CUDA", do=do)
         self.graph = OneGraph(_terms, backend, cuda_graphs)
         self.fallback: str | None = None
         self.difference: float | None = None

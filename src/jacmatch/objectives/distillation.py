@@ -31,7 +31,7 @@ from jacmatch.teachers import Answer, Question, Teacher
 _NOT_KNOWN: Final = (
     "`Distillation` compares outputs alone: whether Jacobians help depends on the amount of data, and "
     "`samples_per_class` is not given. Pass samples_per_class=..., use Distillation.for_dataset(student, teacher, "
-    "training_set), or pass jacobians=0 to keep it so."
+    "training_set), or pass jacobians=0 for outputs alone."
 )
 
 

@@ -378,7 +378,7 @@ def describe_labels(labels: Tensor, task: Task | None = None) -> tuple[Task, flo
         if task is None:
             warnings.warn(
                 "`dataset` of `Distillation.for_dataset` has float labels whose rows are one-hot: taken as classes. "
-                "Pass task='classification' to say so, or task='regression' for numbers.",
+                "Pass task='classification' to confirm, or task='regression' for numbers.",
                 stacklevel=3,
             )
         return "classification", len(labels) / _distinct(labels.argmax(1))

@@ -110,7 +110,7 @@ def write_report(run_dir: str | Path, result: Mapping[str, Any] | None = None) -
             run.write_bytes("table.md", (listed + "\n").encode("utf-8", "replace"))
             run.write_bytes("table.csv", numbers.encode("utf-8", "replace"))
         else:
-            rule = f"{run.path} must hold a comparison or tables."
+            rule = f"{run.path} must contain a comparison or tables."
             do = "Give a run of distill, robust, transfer, surrogate or reproduce."
             raise InputError(rule, got=f"a run of `{run.job}`", do=do)
     return run.write_bytes("report.html", page.encode("utf-8", "replace"))
@@ -288,7 +288,7 @@ def _jacobians(run: Run) -> list[str]:
     file = next((run.path / name for name in JACOBIANS if (run.path / name).is_file()), None)
     if file is None:
         return []
-    rule = f"{file} must hold the arrays of the figure of Jacobians."
+    rule = f"{file} must contain the arrays of the figure of Jacobians."
     with converted_errors(rule, "It is damaged. Remove it, or run the job again."):
         content = io.BytesIO(read(run.path, file, _LARGEST_ARRAYS))
         with zipfile.ZipFile(content) as members:
@@ -297,9 +297,9 @@ def _jacobians(run: Run) -> list[str]:
         with np.load(content, allow_pickle=False) as arrays:
             rows, headings = _images({name: arrays[name] for name in arrays.files})
     caption = (
-        "Test images; beside each the row of the teacher's top class in the teacher's Jacobian, and the same row of "
-        "each student of the first seed, with its cosine to the teacher's. Red raises the logit, blue lowers it; "
-        "channels are summed, and each image has its own scale."
+        "Test images, and the Jacobian rows of the teacher's top class: of the teacher, and of each student of the "
+        "first seed with its cosine to the teacher's. Red raises the logit, blue lowers it; channels are summed, and each "
+        "image has its own scale."
     )
     top = "".join(f"<b>{_text(heading)}</b>" for heading in headings)
     grid = f"<div class=jacobians style='--columns: {len(headings)}'>{top}{''.join(rows)}</div>"

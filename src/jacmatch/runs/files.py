@@ -81,7 +81,7 @@ def plain(value: object, where: str) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [plain(entry, f"{where}[{index}]") for index, entry in enumerate(value)]
     do = "Convert it to a number, a string, a list or a dict first."
-    raise InputError(f"`{where}` must be a value that JSON has.", got=f"a {type(value).__name__}", do=do)
+    raise InputError(f"`{where}` must be a JSON value.", got=f"a {type(value).__name__}", do=do)
 
 
 def encoded(value: object, where: str) -> bytes:
@@ -108,7 +108,7 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _float(text: str) -> float:

@@ -413,13 +413,13 @@ class Run:
         """
         if not self.finished:
             do = "Run its command again with the same --out to resume it."
-            raise InputError(f"{self.path} must hold a finished run.", got=f"a run without {RESULT}", do=do)
+            raise InputError(f"{self.path} must contain a finished run.", got=f"a run without {RESULT}", do=do)
         result = load(self.path / RESULT)
         try:
             check(result, self.job, self.version, self.settings)
         except InputError as error:
             rule = f"{self.path / RESULT} must be unchanged since its job wrote it. {error}"
-            raise InputError(rule, do="It is damaged, or somebody has changed it: run the job again.") from error
+            raise InputError(rule, do="It is damaged or was changed: run the job again.") from error
         return result
 
     @property

@@ -294,8 +294,8 @@ def _wrong_units(j: Jacobian, near: ndarray, step: ndarray, change: ndarray) -> 
         if (wrong := np.flatnonzero(beyond > 0)[:8]).size:
             inputs, times = ", ".join(map(str, wrong)), ", ".join(f"{factors[i]:.2g}" for i in wrong)
             return (
-                f"the partials of output {k} by input {inputs} would agree best with the changes between neighboring "
-                f"samples if they were {times} times as large: check their units, signs and order."
+                f"the partials of output {k} with respect to input {inputs} would agree best with the changes between "
+                f"neighboring samples if they were {times} times as large: check their units, signs and order."
             )
     return None
 

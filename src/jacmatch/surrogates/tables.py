@@ -13,8 +13,8 @@ from jacmatch.datasets.files import check_memory, existing_file, reading
 from jacmatch.errors import InputError, optional_package
 
 _PARTIAL = re.compile(r"d(.+)/d(.+)")
-_NUMBERS = "Turn dates into numbers, such as days since the first one."
-_ONE_HOT = "Turn text into one column of 0 and 1 for each value: pandas.get_dummies(frame, dtype=float)."
+_NUMBERS = "Convert dates to numbers, such as days since the first one."
+_ONE_HOT = "Encode text as one column of 0 and 1 per value: pandas.get_dummies(frame, dtype=float)."
 
 
 def split_frame(frame: Any, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> tuple[Any, Any, ndarray | None]:
@@ -145,7 +145,7 @@ def _distinct(source: str, names: list[str]) -> None:
     """Refuse columns of the same name."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise InputError(f"Each column of {source} must have a name of its own.", got=", ".join(twice[:8]))
+        raise InputError(f"Each column of {source} must have a unique name.", got=", ".join(twice[:8]))
 
 
 def _arrays(

@@ -78,7 +78,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Any], path: Path) -> N
     Example:
         >>> load_weights(nn.Linear(2, 1), nn.Linear(3, 1).state_dict(), Path("checkpoint.pt"))
         Traceback (most recent call last):
-        jacmatch.errors.InputError: checkpoint.pt must hold weights of this model. Got 'weight' of shape (1, 3), ...
+        jacmatch.errors.InputError: checkpoint.pt must contain weights of this model. Got 'weight' of shape (1, 3), ...
     """
     own = module.state_dict()
     for name in dict.fromkeys((*own, *weights)):
@@ -86,7 +86,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Any], path: Path) -> N
             continue
         there, here = _described(weights, name), _described(own, name)
         if there != here:
-            rule = f"{path} must hold weights of this model."
+            rule = f"{path} must contain weights of this model."
             got = f"{name!r} of {there}, not of {here}"
             raise InputError(rule, got=got, do="Build the same network, or choose the right file.")
     module.load_state_dict(dict(weights))

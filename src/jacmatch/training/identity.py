@@ -62,7 +62,7 @@ def set_host_state(state: Float64[Tensor, "numbers"]) -> None:
     numbers = state.tolist()
     whole, key, rest = numbers[:_PYTHON], numbers[_PYTHON : _PYTHON + _NUMPY], numbers[_PYTHON + _NUMPY :]
     if len(rest) != 4 or not all(each.is_integer() and 0 <= each < 2**32 for each in (*whole, *key, *rest[1:3])):
-        raise ValueError("numbers that are no random state")
+        raise ValueError("numbers that are not a random state")
     pending, position, has, cached = rest
     random.setstate((_VERSION, tuple(map(int, whole)), None if math.isnan(pending) else pending))
     np.random.set_state(("MT19937", np.array(key, dtype=np.uint32), int(position), int(has), cached))

@@ -260,7 +260,7 @@ def test_points_in_a_damaged_file_are_refused(tmp_path):
         "others": lambda file: np.savez(file, x=GRID, y=GRID[:5], calls=1, seconds=1.0),
     }.items():
         write(tmp_path / "run" / f"{name}.npz")
-        with pytest.raises(InputError, match="must hold the points of this run"):
+        with pytest.raises(InputError, match="must contain the points of this run"):
             cached(run, name, lambda: samples)
 
 

@@ -191,7 +191,7 @@ class Surrogate(SurrogateFields):
             "--devices": self.devices > 1 or self.shard,
             f"--device {self.device}": find_device(self.device).type != "cpu",
         }
-        reason = next((f"{name} is of the training loop" for name, needed in needs.items() if needed), None)
+        reason = next((f"{name} needs the training loop" for name, needed in needs.items() if needed), None)
         if self.model == "gp":
             if reason or self.solver != "auto":
                 rule = "`--model gp` of `surrogate` takes no options of a network or its solver."

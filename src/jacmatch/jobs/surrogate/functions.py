@@ -30,12 +30,12 @@ def checked(rule: str, given: Any, x: Float[Tensor, "sample input"]) -> Float[Te
         except ValueError as error:  # rows of different lengths
             raise InputError(f"{rule} must return an array.", got=in_one_line(error), do=OURS) from error
         if array.dtype.kind != "f" or array.dtype == np.float16:
-            raise InputError(f"{rule} {_TYPES}", got=f"{array.dtype}", do=".astype(float) makes them.")
+            raise InputError(f"{rule} {_TYPES}", got=f"{array.dtype}", do="Convert with .astype(float).")
         given = torch.from_numpy(np.array(array, np.float64, order="C"))
     if not isinstance(given, Tensor):
         raise InputError(f"{rule} must return a tensor or an array.", got=type(given).__name__, do=OURS)
     if given.dtype not in (torch.float32, torch.float64):
-        raise InputError(f"{rule} {_TYPES}", got=given.dtype, do=".double() makes them.")
+        raise InputError(f"{rule} {_TYPES}", got=given.dtype, do="Convert with .double().")
     if given.device != x.device:
         raise InputError(f"{rule} must return a tensor on the {x.device}.", got=given.device, do=OURS)
     if given.dim() == 0 or len(given) != len(x):

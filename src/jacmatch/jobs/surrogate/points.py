@@ -152,7 +152,7 @@ def cached(run: Run, name: str, make: Callable[[], Samples], function: Function 
     except InputError:
         raise
     except Exception as error:  # numpy and zipfile have many
-        raise InputError(f"{file} must hold the points of this run.", got=f"{error}", do="Remove it.") from error
+        raise InputError(f"{file} must contain the points of this run.", got=f"{error}", do="Remove it.") from error
     if function is not None and len(samples):
         _check_unchanged(file, samples, replace(function))
     return samples

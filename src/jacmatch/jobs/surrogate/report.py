@@ -214,7 +214,7 @@ def _costs(result: Result) -> Table:
     onnx = exported["onnx"]
     shown = f"{onnx['largest_difference']:.2g} ({onnx['checked_by']})" if onnx["file"] else f"none: {onnx['why']}"
     rows.append(("ONNX: largest difference, in units", shown))
-    return Table("costs", "What it cost", ("", "measured"), tuple(rows))
+    return Table("costs", "Cost", ("", "measured"), tuple(rows))
 
 
 def _plus_minus(error: Mapping[str, Any] | None) -> str:

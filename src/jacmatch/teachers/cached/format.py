@@ -207,7 +207,7 @@ def rows_of(
             raise InputError(f"Every answer must have `{field.name}` of the shape {field.shape}.", got=got)
         rows[field.name] = stored = tensor.detach().to("cpu", TYPES[field.dtype]).contiguous()
         if stored.is_floating_point() and not stored.isfinite().all():
-            remedy = "Use --store bfloat16 or float32." if field.dtype == "float16" else "Look at the teacher."
+            remedy = "Use --store bfloat16 or float32." if field.dtype == "float16" else "Check the teacher."
             raise InputError(f"`{field.name}` of an answer must be finite as {field.dtype}.", do=remedy)
     return rows
 

@@ -300,8 +300,8 @@ class CachedTeacher:
             raise InputError(rule, got=f"ids {'missing' if question.ids is None else 'given'}", do=do)
         if question.arguments is not None:
             raise UnsupportedError(
-                "`CachedTeacher` stores no `context` of a batch, nor inputs of several tensors: it cannot tell "
-                "whether they are the same. Use the teacher itself, or MemoizedTeacher."
+                "`CachedTeacher` stores no `context` of a batch, nor inputs of several tensors, so it cannot "
+                "compare them. Use the teacher itself, or MemoizedTeacher."
             )
         here, there = described(question), dict(self.head.question)
         if not with_products:
