@@ -135,7 +135,7 @@ def test_weights_that_are_not_finite_are_refused(saved, value):
 
 def test_weights_from_elsewhere_must_say_their_normalization(saved):
     path = edited(saved, mean=None, std=None)
-    message = "must contain the normalization of the input.*`mean=.0.0,., std=.1.0,.`. if the weights were trained"
+    message = "must contain `mean` and `std`, by which.*`mean=.0.0,., std=.1.0,.`. if they were trained"
     refused(path, message)
     refused(path, message, mean=(0.5,))
     refused(path, "`mean` of `load_weights` must have one number", mean=(0.5, 0.5), std=(1.0,))

@@ -16,7 +16,7 @@ import torch
 
 from jacmatch.errors import InputError
 
-_LOOK = 2.0  # seconds between two looks at the processes
+_LOOK = 2.0  # seconds between two checks of the processes
 
 Task = TypeVar("Task")
 Made = TypeVar("Made")

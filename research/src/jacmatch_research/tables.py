@@ -107,7 +107,7 @@ def fidelity(document: Document) -> Table:
 
 
 def seeds_of(document: Document) -> str:
-    """How many seeds the cells have, as text: `5` or `3 to 5`."""
+    """Return the number of seeds of the cells as text: `5` or `3 to 5`."""
     counts = sorted({len(value["values"]) for value in spreads(document, _any_measure(document)).values()})
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 

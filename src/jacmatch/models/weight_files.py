@@ -243,7 +243,7 @@ def _checkpoint(source: Path, head: bytes, size: int) -> Sets:
             return tensor_sets(_unpickled(source, stands))
     except Exception as error:  # torch raises a different type for each way in which a file can be damaged
         if "Unsupported " in str(error) or "is blocked" in str(error):
-            raise _needs_code(source, "one that needs other classes") from error
+            raise _needs_code(source, "one that needs classes outside torch") from error
         rule = f"`{source}` must be a complete torch checkpoint."
         raise InputError(rule, got=in_one_line(error), do="Copy it again.") from error
 

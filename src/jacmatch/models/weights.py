@@ -435,9 +435,9 @@ def _scaling(
     """The buffers `mean` and `std` for weights that have none."""
     if mean is None or std is None:
         raise InputError(
-            f"`{source}` must contain the normalization of the input: it has neither `mean` nor `std`.",
-            do="Give both: --mean 0 --std 1 (in Python `mean=(0.0,), std=(1.0,)`) if the weights were trained on inputs "
-            "in [0, 1]; for a teacher --teacher-mean and --teacher-std; for `compare` save a run by train --weights.",
+            f"`{source}` must contain `mean` and `std`, by which the input of its weights is normalized.",
+            do="Give both: --mean 0 --std 1 (in Python `mean=(0.0,), std=(1.0,)`) if they were trained on inputs in "
+            "[0, 1]; for a teacher --teacher-mean and --teacher-std; for `compare` save a run by train --weights.",
         )
     raw = Names(own).raw
     buffers = statistics("load_weights", tuple(own[raw["mean"]].shape[1:]), mean, std)

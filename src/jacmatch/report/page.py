@@ -298,8 +298,8 @@ def _jacobians(run: Run) -> list[str]:
             rows, headings = _images({name: arrays[name] for name in arrays.files})
     caption = (
         "Test images, and the Jacobian rows of the teacher's top class: of the teacher, and of each student of the "
-        "first seed with its cosine to the teacher's. Red raises the logit, blue lowers it; channels are summed, and each "
-        "image has its own scale."
+        "first seed with its cosine to the teacher's. Red raises the logit, blue lowers it; channels are summed, and "
+        "each image has its own scale."
     )
     top = "".join(f"<b>{_text(heading)}</b>" for heading in headings)
     grid = f"<div class=jacobians style='--columns: {len(headings)}'>{top}{''.join(rows)}</div>"

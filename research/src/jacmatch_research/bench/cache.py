@@ -33,7 +33,7 @@ from jacmatch_research.bench.claims import Benchmark, Case, Claim, Conditions, M
 
 PROBES: dict[str, Estimator | None] = {"vᵀJ": RandomOutputs(1), "Jv": RandomInputs(1), "outputs": None}
 _QUERY = 4096  # at once
-_TURNS = 4  # after this number of calls a reader starts again: all of its questions are kept
+_TURNS = 4  # after this number of calls a reader starts again: all of its queries are in memory
 
 
 @dataclass(frozen=True, eq=False)

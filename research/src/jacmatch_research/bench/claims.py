@@ -42,7 +42,7 @@ class Conditions:
     clock: Callable[[], float] | None = None
 
     def now(self) -> float:
-        """Seconds of the process on the CPU, where other processes may have the processor; of the wall on a GPU."""
+        """Return the seconds of CPU time of the process; of wall-clock time on a GPU."""
         return (self.clock or (time.process_time if self.kind == "cpu" else time.perf_counter))()
 
     @property
@@ -127,7 +127,7 @@ def peak_memory(conditions: Conditions, script: str, environment: Mapping[str, s
 
 
 def output(conditions: Conditions, script: str, environment: Mapping[str, str] | None = None) -> str:
-    """The last word that this Python text prints in a new process; in a quick run, in this process."""
+    """Return the last word that this Python program prints in a new process; in a quick run, in this process."""
     text = f"import torch\ntorch.set_num_threads(1)\ndevice = {conditions.kind!r}\n{script}\n"
     if conditions.quick:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -209,7 +209,7 @@ class Case:
         }
 
     def _bounds(self, measured: Measured | None) -> dict[str, Any]:
-        """Bounds, floor, and whether the median keeps them; None where there is no bound or no number."""
+        """Bounds, lower limit, and whether the median meets them; None where there is no bound or no number."""
         floor = measured.floor if measured else None
         unit = floor if self.claim.of_floor else 1.0
         results: dict[str, Any] = {"floor": None if floor is None else round(floor, 3)}

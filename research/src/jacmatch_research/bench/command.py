@@ -38,7 +38,7 @@ class Bench:
     main: ClassVar[str] = "out seed device smoke json"
     examples: ClassVar[tuple[str, ...]] = ("--smoke", "products --device cpu --out bench")
     keeps: ClassVar[tuple[str, ...]] = ("*.json",)
-    """Files of an interrupted job that make its folder worth keeping."""
+    """Files of an interrupted job for which its folder is not removed."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """The benchmarks to run (see `jacmatch list`); by default all."""
@@ -61,7 +61,7 @@ class Bench:
             object.__setattr__(self, "smoke", True)
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Measures, writes and returns the results."""
+        """Measure, write and return the results."""
         for name in self.names:
             if name not in BENCHMARKS:
                 raise unknown_name("A benchmark of `bench`", name, BENCHMARKS)
@@ -78,7 +78,7 @@ class Bench:
         return {"job": "bench", "benchmarks": done, "out": str(folder)}
 
     def folder(self, job: str) -> Path:
-        """Where the results are written."""
+        """Return the folder of the results."""
         return self.out or claimed_folder(job)
 
     def _plan(self, benchmark: Benchmark) -> list[tuple[Any, str]]:
@@ -119,7 +119,7 @@ class Bench:
 
 
 def _peers() -> dict[str, str]:
-    """The versions of those libraries that are compared with and installed."""
+    """Return the versions of the installed libraries for comparison."""
     results = {}
     for name in ("timm", "torchdistill", "torchjd", "smt", "jenn"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -14,7 +14,7 @@ from jacmatch_research.bench.claims import NotMeasured
 
 
 def add_gradient(loss: Tensor) -> None:
-    """Adds the gradient of a loss to the parameters."""
+    """Add the gradient of a loss to the parameters."""
     torch.autograd.backward(loss)
 
 
@@ -98,7 +98,7 @@ def norm_penalty(
 def row_loss(
     student: nn.Module, teacher: nn.Module, x: Float[Tensor, "batch *input"], y: Int[Tensor, "batch"]
 ) -> Float[Tensor, ""]:
-    """The loss of labels, outputs and one random row, teacher's and student's, as one writes it in plain PyTorch."""
+    """The loss of labels, outputs and one random row, teacher's and student's, as written in plain PyTorch."""
     leaf = x.clone().requires_grad_()
     targets, outputs = teacher(leaf), student(leaf)
     v = torch.randn_like(outputs)

@@ -207,7 +207,7 @@ STEP = Benchmark(
 )
 
 CPU_STEP = tuple(case for case in STEP.cases if "frozen" in case.name or "Jv" in case.name)
-"""Those steps that a busy machine measures in CPU time."""
+"""The steps that are measured in CPU time on a busy machine."""
 OPTIMIZER = Benchmark(
     "the optimizer's part of a training step, in CPU time",
     tuple(

@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 def benchmarks(console: Console, result: Mapping[str, Any]) -> None:
-    """One table for each claim, one row for each case; what could not be measured is a line below."""
+    """Print a table for each claim with a row for each case; cases without a measurement are listed below."""
     for name, document in result["benchmarks"].items():
         console.print(f"[bold]{name}[/bold]: {document['about']} ({document['seconds']:.0f} s)\n")
         if document["quick"]:

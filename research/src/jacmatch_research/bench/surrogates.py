@@ -41,7 +41,7 @@ TEST, TEST_PARTIALS = 1000, 100
 SIZES = (32, 64, 128, 256, 512)
 SEEDS = 5
 LIMIT = 120.0
-"""Processor seconds after which a cell is given up: what takes longer is a result, too."""
+"""Processor seconds after which a cell is stopped; that it takes longer is its result."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _limited(seconds: float) -> Iterator[None]:
 
 
 def _timed(call: Callable[[ndarray], ndarray], points: ndarray) -> tuple[ndarray, float]:
-    """Return predictions and the processor seconds of one point; calls take turns until the clock can tell."""
+    """Return predictions and the processor seconds of one point; calls are repeated until the clock resolves them."""
     start, calls = time.process_time(), 0
     while True:
         predictions, calls = np.asarray(call(points)), calls + 1

@@ -41,7 +41,7 @@ METHODS: dict[str, Mapping[str, Any]] = {
 }
 """A derivative costs two calls of the fitter, so methods without derivatives get three times as many faces."""
 DISTANCES = (0.05, 0.1, 0.2, 0.3, 0.4)
-"""Of the first guess from the face's true place, in half widths of a face."""
+"""Distances of the first guess from the true position of the face, in half widths of a face."""
 NEAR = 0.1
 """The distance of the main column."""
 CONVERGED = 7.5
@@ -99,7 +99,7 @@ Fitted = Callable[[Faces, Array], tuple[Array, Array]]
 
 
 def _tried(fit: Fitted, shown: Faces, model: Model, distance: float, seed: int) -> Measures:
-    """What a way to fit does from first guesses that are wrong by `distance`, each in a direction of its own."""
+    """Return the measures of a method from first guesses that are wrong by `distance`, each in a random direction."""
     angle = np.random.default_rng((seed, int(1000 * distance))).uniform(0, 2 * np.pi, len(shown))
     change = 10 * distance * np.stack((0 * angle, 0 * angle, np.cos(angle), np.sin(angle)), 1)
     poses = displaced(model, shown, change)
@@ -143,7 +143,7 @@ def _student(model: Model, student: Glance) -> Fitted:
 
 @lru_cache(maxsize=1)
 def _known(count: int, seed: int) -> dict[bytes, Array]:
-    """Results of the fitter with a model of this number of faces: lessons of the same seed have windows in common."""
+    """Stored results of the fitter with a model of this number of faces: training sets of a seed share windows."""
     return {}
 
 
@@ -202,7 +202,7 @@ def _tables(document: Document) -> list[Table]:
 
 
 def _aim(document: Document) -> Table:
-    """Errors and evaluations of all ways to fit as shares of the derivative-free fitter's."""
+    """Errors and evaluations of all methods, relative to those of the derivative-free fitter."""
     measures = (f"error {NEAR:g}", f"median {NEAR:g}", f"evaluations {NEAR:g}", f"milliseconds {NEAR:g}")
     results = [spreads(document, name) for name in measures]
     rows = []

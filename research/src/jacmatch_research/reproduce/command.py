@@ -22,7 +22,7 @@ from jacmatch_research.reproduce import EXPERIMENTS, defaults, students, transfe
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.tables import Document
 
-_MADE = ("jacmatch", "torch", "platform", "cuda", "commit")  # what a cell says of where it was measured
+_MADE = ("jacmatch", "torch", "platform", "cuda", "commit")  # entries of a cell about the machine and versions
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Reproduce(Request):
         start = time.perf_counter()
         with progress or Progress() as shown, one_thread():
             for forget in (students.forget, transfer.forget, defaults.pair_of.cache_clear):
-                forget()  # there may be other contents under the same names by now
+                forget()  # files of the same names may have changed
             cells = self._chosen(experiment.cells(self))
             whole = _unique([*experiment.cells(replace(self, rows=(), seeds=None, per_class=())), *cells])
             run = self.begin("reproduce", again=True)
@@ -71,7 +71,7 @@ class Reproduce(Request):
         return {**result, "out": str(run.path), "figure": str(drawn), "report": str(report)}
 
     def _prepared(self, experiment: Experiment, run: Run, cells: list[Cell], progress: Progress) -> dict[str, Any]:
-        """What all cells share, once it is known that those that are there have the same data, code and teacher."""
+        """Return what all cells share, after checking that the existing ones have the same data, code and teacher."""
         data = students.data_of(self.data, self.seed, self.smoke) if "data" in experiment.takes else None
         same_inputs(run, data, networks=(Description.of(self.student, data),) if data and self.student else ())
         for cell in cells:  # what other code has measured is refused before anything is measured beside it
@@ -134,7 +134,7 @@ class Reproduce(Request):
                 store(cell, work(cell))
 
     def _child(self, run: Run, cell: Cell) -> Run:
-        """The folder of a cell, with what decides it as settings."""
+        """Return the run of a cell, whose settings are all that affect it."""
         own = {"row": cell.row, "column": cell.column, "cell_seed": cell.seed, "cell": dict(cell.settings)}
         return run.child(cell.folder, {**self.settings(), **own})
 
@@ -160,7 +160,7 @@ def _unique(cells: list[Cell]) -> list[Cell]:
 
 
 def _stored(run: Run, order: list[Cell]) -> list[dict[str, Any]]:
-    """The finished cells of a run as a document has them, in the order given, then others."""
+    """Return the finished cells of a run in the format of a document, first those in `order`."""
     order_of = {(cell.row, cell.column, cell.seed): number for number, cell in enumerate(order)}
 
     def rank(entry: Mapping[str, Any]) -> tuple[int, str, str, int]:

@@ -78,7 +78,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """As a column."""
+        """The name of the column."""
         return f"{self.pair}, n = {self.per_class}, {self.optimizer}"
 
 
@@ -146,7 +146,7 @@ def teachers(request: Request) -> nn.Module:
 
 def prepare(request: Request, progress: Progress) -> dict[str, Any]:
     """Accuracy and size of the networks, and what a step costs on this machine."""
-    pair_of.cache_clear()  # other data or teachers may be under the same names by now
+    pair_of.cache_clear()  # data and teachers of the same names may have changed
     facts: dict[str, Any] = {"teachers": {}, "parameters": {}, "step_times": {}}
     for name in PAIRS:
         pair = _pair(request, name)
@@ -204,7 +204,7 @@ class Recipe:
     share: float = 0.0
 
     def objective(self, student: nn.Module, teacher: nn.Module, seed: int) -> Distillation:
-        """The loss with all its settings spelled out."""
+        """Return the loss with explicit settings."""
         return Distillation(
             student,
             teacher,
@@ -386,7 +386,7 @@ def _tables(document: Document) -> list[Table]:
 
 
 def _step_times(document: Document) -> str:
-    """For each pair what `STEP_TIMES` says, and what `prepare` measured."""
+    """For each pair the times in `STEP_TIMES`, and those that `prepare` measured."""
     texts = []
     for pair, measured in document["facts"]["step_times"].items():
         chosen = STEP_TIMES.get((document["settings"]["data"], pair), _STEP_TIMES)

@@ -80,12 +80,12 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """Where the cell is stored below its run."""
+        """The folder of the cell below its run."""
         return f"cells/{_slug(self.row)}/{_slug(self.column)}/seed{self.seed}"
 
 
 Measures = dict[str, float | None]
-"""What a cell measures, by name; None where a number does not exist."""
+"""Measures of a cell by name; None where a number does not exist."""
 
 
 @dataclass(frozen=True)
@@ -114,5 +114,5 @@ class Experiment:
 
 
 def _slug(name: str) -> str:
-    """A name that a folder can have."""
+    """Return a valid name of a folder."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", name.replace("+", "and")).strip("-.") or "all"

@@ -23,7 +23,7 @@ ROWS: dict[str, Mapping[str, Any]] = {
     "one row, 1 view": {"method": "jacobians", "views": 1},
     "values alone, 10 views": {"method": "outputs", "views": 10},
 }
-"""Settings of `jacmatch distill`; what is not named is its default."""
+"""Settings of `jacmatch distill`; all others have their defaults."""
 
 _STEPS = {"smoke": 20, "cpu": 300, "paper": 4000}
 

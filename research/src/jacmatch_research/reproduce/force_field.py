@@ -23,7 +23,7 @@ METHODS: dict[str, Mapping[str, Any]] = {
     ROWS: {"forces": True, "rows": 4},
     ADAM: {"forces": True, "rows": 0},
 }
-"""What is matched."""
+"""The quantities that are matched."""
 EVALUATIONS: dict[str, dict[int, dict[str, int]]] = {
     "smoke": {16: {ENERGIES: 9, FORCES: 9, ROW: 6, ROWS: 6}},
     "cpu": {
@@ -68,14 +68,14 @@ def _cells(request: Request) -> list[Cell]:
 
 
 def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
-    """The teacher's own errors, to be compared with."""
+    """Return the teacher's own errors, for comparison."""
     size = _SIZES["smoke" if request.smoke else "cpu"]
     results = errors(teacher(size["pool"], size["pool_steps"]), size["tested"])
     return {"teacher": {name: round(value, 6) for name, value in results.items()}}
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
-    """Errors of a student, and what a simulation that it drives does to the energy."""
+    """Errors of a student, and the drift of the energy in a simulation with it."""
     options = cell.settings
     student, training = trained(
         configurations(options["configurations"], seed=cell.seed),
@@ -136,7 +136,7 @@ def _tables(document: Document) -> list[Table]:
 
 
 def _entry(value: Spread | None, name: str, digits: int) -> str:
-    """A mean ± standard deviation; of a drift over the seeds that kept the cluster, and how many did not."""
+    """A mean ± standard deviation; for a drift, over the seeds with a stable cluster, and the number of others."""
     if value is None or name != "drift":
         return entry(value, 1, digits)
     retained, lost = _survivors(value)
@@ -145,7 +145,7 @@ def _entry(value: Spread | None, name: str, digits: int) -> str:
 
 
 def _survivors(value: Spread) -> tuple[Spread | None, int]:
-    """A drift over the seeds that kept the cluster, and the number of the others."""
+    """A drift over the seeds in which the cluster was stable, and the number of the others."""
     values = [each for each in value["values"] if each <= LOST]
     return (spread(values) if values else None), len(value["values"]) - len(values)
 

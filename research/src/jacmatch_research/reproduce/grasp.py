@@ -57,7 +57,7 @@ DIRECTIONS = {"smoke": 3, "cpu": 24}
 """Grasps at which errors are measured, and paths to singular ones."""
 BINS = ((0.02, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 2.0))
 SHARES = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
-"""Of the ways to singular grasps."""
+"""Fractions of the paths to singular grasps."""
 MEASURES = (
     ("place", "place, mm", 1e3, 3),
     ("turn", "rotation, mrad", 1e3, 2),
@@ -89,7 +89,7 @@ def _cells(request: Request) -> list[Cell]:
 
 
 def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
-    """How far the two formalisms agree, on the grasps of the test and on the way to singular ones."""
+    """Return the agreement of the two formalisms, on test grasps and on paths to singular ones."""
     hand, size = Hand(), "smoke" if request.smoke else "cpu"
     driven, object_pose = _grasps(hand, TESTED[size], _TEST_SEED, _REGULAR)
     facts = {"regular": _agreement(hand, object_pose, driven)}
@@ -117,7 +117,7 @@ def _agreement(hand: Hand, object_pose: ObjectPose, driven: Tensor) -> dict[str,
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
-    """Errors of pose, derivatives and torques at new grasps, also by how near to singular these are."""
+    """Errors of pose, derivatives and torques at new grasps, also by the distance from singular ones."""
     options, hand, size = cell.settings, Hand(), "smoke" if request.smoke else "cpu"
     q, object_pose = _grasps(hand, options["samples"], cell.seed, options["least"])
     points = q, coordinates(hand, object_pose)
@@ -134,14 +134,14 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
 def _by_size(q: Tensor, y: Tensor, known: Tensor) -> Tensor:
     """Weights 1/(1 + s/median s), s the squared size of a grasp's partials in standardized units.
 
-    Without them the nearly singular grasps, whose partials are largest, would be nearly all that the loss sees.
+    Without them, nearly singular grasps, whose partials are largest, would dominate the loss.
     """
     size = (known * q.std(0) / y.std(0)[:, None]).square().sum((1, 2))
     return 1 / (1 + size / size.median())
 
 
 def _errors(hand: Hand, student: nn.Module, count: int) -> dict[str, float]:
-    """What a student gets wrong; derivatives and wrenches with the grip's radius for a radian.
+    """Errors of a student; a radian counts as the grip's radius in derivatives and wrenches.
 
     Torques are the student's vᵀJ with v = Tᵀw, for a random wrench w at each grasp. `power` is the largest difference
     between τ·q̇ of the student and w·ẋ of its Jv, over |w·ẋ| on average; by duality it should be 0.
@@ -180,7 +180,7 @@ def _errors(hand: Hand, student: nn.Module, count: int) -> dict[str, float]:
 
 @lru_cache(maxsize=8)
 def _grasps(hand: Hand, count: int, seed: int, least: float) -> tuple[Tensor, ObjectPose]:
-    """Driven joints, and where the object is."""
+    """Driven joints, and the poses of the object."""
     q = drawn(hand, count, seed, _REACH, least)
     return q, pose(hand, q)[0]
 

@@ -38,7 +38,7 @@ from jacmatch_research.systems.kinematics.inverse import (
 from jacmatch_research.tables import Document, seeds_of
 
 SHARE = 0.5
-"""Of each joint's range about its middle: the part that is learned, and the part that inverse kinematics may use."""
+"""Middle part of each joint's range that is learned, and that inverse kinematics may use."""
 LONGER = "values + partials, longer"
 ROWS = (VALUES, DERIVATIVES, LONGER, ADAM)
 EVALUATIONS = {
@@ -59,9 +59,9 @@ _SIZES: dict[str, dict[str, int]] = {
 }
 """Targets; animations, and frames of each of their parts; steps of inverse kinematics, and those for a frame."""
 _HIDDEN = {"hidden": (96, 96, 96), "activation": "silu"}
-"""The best of four networks that were tried with a seed that no table has."""
+"""The best of four networks that were compared with another seed than those of the tables."""
 _OF_ADAM = {"hidden": (128, 128), "activation": "silu", "probes": 2, "batch_size": 64, "lr": 0.02, "weight": 2.0}
-"""The better of the values that were tried with this seed."""
+"""The best of the values that were compared with this seed."""
 _TEST, _TEST_SEED = 2000, 2**20
 _AWAY, _STRAIGHT = 0.6, 0.05  # radians: starts from their targets; wrists that count as nearly straight
 LEARNED = (
@@ -106,7 +106,7 @@ def _cells(request: Request) -> list[Cell]:
 
 
 def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
-    """What the arm's own poses and Jacobians do with the same targets, animations and starts."""
+    """Return the results of the arm's own poses and Jacobians for the same targets, animations and starts."""
     size = _SIZES["smoke" if request.smoke else "cpu"]
     own = exact(PUMA_560)
     results = {**_inverse(own, own, size), **_switches(own, size)}
@@ -115,7 +115,7 @@ def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
 
 
 def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures:
-    """Errors of a student, and what it drives."""
+    """Errors of a student, and of inverse kinematics with it."""
     options = cell.settings
     q = PUMA_560.drawn(options["samples"], cell.seed, SHARE)
     student, training = surrogate(
@@ -220,7 +220,7 @@ def _tables(document: Document) -> list[Table]:
 
 
 def _notes(options: Mapping[str, Any], own: Mapping[str, float]) -> tuple[str, str]:
-    """What a reader of the tables of inverse kinematics and of switches must know."""
+    """Return the notes of the tables of inverse kinematics and of switches."""
     inverse = (
         f"{options['targets']} targets, starts up to {_AWAY} rad from a solution in each joint, at most "
         f"{options['iterations']} damped steps within the learned range. Reached: 1 mm and 2 mrad; iterations are of "

@@ -54,7 +54,7 @@ DERIVATIVES: dict[str, Settings] = {
     "data: KL + top class": {**_BEST, **_DATA, "probe": "top-class"},
     "noise: KL + row": {**_BEST, "point": "noise", "noise": 0.1},
 }
-"""Recipes with derivatives: where, which derivatives, how compared."""
+"""Recipes with derivatives: points, products, losses."""
 
 DIRECTIONS: dict[str, Settings] = {
     **{row: {**FREE, **DERIVATIVES}[row] for row in ("mixed: outputs, KL", "mixed: KL + row", "mixed: KL + data pair")},
@@ -64,7 +64,7 @@ DIRECTIONS: dict[str, Settings] = {
 """Rows and white noise against directions in which images differ, and rows of a smoothed Jacobian."""
 CANDIDATES: dict[str, Settings] = {**FREE, **DERIVATIVES}
 _FINAL = ("labels", "outputs, KL", "mixed: outputs, squared", "mixed: outputs, KL", "mixed: KL + row")
-_GRID_SEED = 100  # the grid is measured with other seeds than the table that it decides
+_GRID_SEED = 100  # the grid has other seeds than the table whose recipes it selects
 _BUDGET = {"smoke": 20, "cpu": 800, "paper": 4000}  # steps of plain distillation
 _SEEDS = {"smoke": 1, "cpu": 5, "paper": 10}
 

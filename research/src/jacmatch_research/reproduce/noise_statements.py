@@ -94,11 +94,11 @@ class Statement:
 
     Attributes:
         name: Name in the table.
-        family: What the student learns from.
+        family: Targets of the student.
         printed: The order of the expansion error as printed in the paper.
         increase: The increase under noise, from the setting, the noise and its weights.
         term: The alleged coefficient of σ².
-        loss: What is averaged, None where it is not a mean of one loss.
+        loss: The averaged loss; None where it is not a mean of one loss.
         agreeing: Whether the student has the teacher's values at each point.
         at_kinks: If the loss itself has no kink, the contribution of a kink of the logits, as factors of ‖κ‖², with κ
             the jump of their derivatives: the factor of σ³ times the density of kinks in an average over points, and of
@@ -350,7 +350,7 @@ def _second_order(statement: Statement, at: Setting) -> Float[Tensor, "point"]:
 
 
 def _fourth_order(statement: Statement, at: Setting) -> Float[Tensor, "point"]:
-    """⅛ ΔΔg, or the same of a form that is no mean of one loss."""
+    """⅛ ΔΔg, or the coefficient of a form that is not a mean of one loss."""
     if statement.fourth is not None:
         return statement.fourth(at)
     return at.laplacians(laplacian_of(_loss_at(statement, at)))[:, 0] / 8

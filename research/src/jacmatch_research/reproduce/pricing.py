@@ -31,9 +31,9 @@ METHODS: dict[str, Mapping[str, Any]] = {
     DERIVATIVES: {"slopes": "jacobian", "longer": 1},
     DERIVATIVES_LONGER: {"slopes": "jacobian", "longer": 4},
 }
-"""Three lengths of training without derivatives, the longest at the most paths only, and two with them."""
+"""Three lengths of training without derivatives (the longest only with the most paths), and two with them."""
 CHOSEN = {f"{VALUES}, length held out": RIVALS, f"{DERIVATIVES}, length held out": TRIED}
-"""Of these lengths, for each seed, the one whose own loss is lowest on paths that are in the validation set."""
+"""For each seed, the length with the lowest loss on the paths of the validation set."""
 EARLY = f"{LONGEST}, stopped early"
 HINDSIGHT = "best length in hindsight"
 
@@ -48,7 +48,7 @@ _TEST = {"smoke": 200, "cpu": 2000}
 _TEST_SEED = 2**20
 _OF_PATHS = 10_000  # seeds of paths are those of their states and this
 _HELD_OUT = 2**19  # seeds of states of the validation set are those of the cell and this
-_LOOK = 50  # steps between two looks at them
+_LOOK = 50  # steps between two validations on them
 _SCALES = {"price": 1e4, "delta": 100.0}
 
 
@@ -101,7 +101,7 @@ def _measure(request: Request, cell: Cell, facts: Mapping[str, Any]) -> Measures
     test = options["option"], _TEST["smoke" if request.smoke else "cpu"]
     if "evaluations" in options:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DataWarning)  # that values are noisy, which they are
+            warnings.simplefilter("ignore", DataWarning)  # the values are noisy
             student, training = surrogate((x, y), gradients, options, cell.seed)
         return {**_errors(*test, student), "train_seconds": training["cpu_seconds"]}
     each = float((gradients * x.std(0) / y.std(0)).square().sum((1, 2)).mean())

@@ -22,10 +22,8 @@ from jacmatch_research.tables import Document, names, seeds_of
 
 TEACHER, SOFT, LABELS = "teacher, squared error", "teacher, cross-entropy", "labels"
 _PAPER, _ROOT = "paper", 1 / math.sqrt(2 * math.pi)
-_SMEARED = -2 / 3 * _ROOT  # ∫ over the distance from a kink of what noise across it takes from the derivatives' squares
-_MEAN_SQUARE = (2 - math.sqrt(2)) / (
-    3 * math.sqrt(math.pi)
-)  # likewise of the squared mean, which a variance takes away
+_SMEARED = -2 / 3 * _ROOT  # ∫ over the distance from a kink of the loss of squared derivatives by noise across it
+_MEAN_SQUARE = (2 - math.sqrt(2)) / (3 * math.sqrt(math.pi))  # likewise of the squared mean, which a variance subtracts
 
 
 def _of(name: str, family: str, printed: str, loss: say.Loss, term: Any, **more: Any) -> Statement:

@@ -54,14 +54,14 @@ ROWS: dict[str, Mapping[str, Any]] = {
     "λ = 0.01, noise 0.4": {"penalty": 0.01, "noise": 0.4},
     "λ = 0.1, noise 0.2": {"penalty": 0.1, "noise": 0.2},
 }
-"""The penalty by weight, and what the same number of passes gives without one."""
+"""Penalties by weight, and trainings without penalty in the same number of passes."""
 KINDS = {
     "plain": (f"λ = 0, {_TWICE}",),
     "penalty": tuple(row for row, settings in ROWS.items() if "penalty" in settings and "noise" not in settings),
     "noise": tuple(row for row, settings in ROWS.items() if "noise" in settings and "penalty" not in settings),
     "both": tuple(row for row, settings in ROWS.items() if {"penalty", "noise"} <= set(settings)),
 }
-"""Rows of equal cost; of each kind the best on validation images is chosen."""
+"""Rows of equal cost; the best row of each kind on validation images is selected."""
 
 _COLUMN = "all"
 _STEPS = {"smoke": 8, "cpu": 200}
@@ -248,7 +248,7 @@ _SCORE = (
 
 
 def _images(document: Document) -> str:
-    """Which images the numbers are of; documents without this fact are of the first images under noise and shifts."""
+    """Return a note on the images that were used; documents without this fact used the first images."""
     results = document["facts"].get("images")
     if results is None and document["size"] != "paper" and document["settings"]["data"] != "digits":
         return (

@@ -69,7 +69,7 @@ def segments(cuts: Float[Tensor, "*row cut"], count: int) -> tuple[Tensor, Tenso
 
 
 def _pieces(cuts: Float[Tensor, "*row cut"], count: int) -> tuple[Tensor, Tensor]:
-    """Nodes on the line, cut there and at fixed places, with weights that contain the normal density."""
+    """Nodes on the line, divided at the cuts and at fixed points, with weights that contain the normal density."""
     fixed = torch.linspace(-REACH, REACH, 7, dtype=cuts.dtype)
     every = torch.cat((cuts.nan_to_num(REACH).clamp(-REACH, REACH), fixed.expand(*cuts.shape[:-1], -1)), -1)
     nodes, weights = segments(every.sort(-1).values, count)

@@ -56,7 +56,7 @@ TESTED, _TEST_SEED = {"smoke": 60, "cpu": 2000}, 2**20
 _DRIVEN = {"smoke": (20.0,), "cpu": (10.0, 20.0, 35.0)}
 _SPEED = 20.0
 CAP = 10.0
-"""Regret that counts at most, a number of times the teacher's cost."""
+"""Maximum regret that is counted, as a multiple of the teacher's cost."""
 MEASURES = (
     ("rmse", "angles, mrad", 1e3, 2),
     ("gain", "gain, %", 100, 1),
@@ -159,7 +159,7 @@ def _tables(document: Document) -> list[Table]:
 
 
 def _capped(document: Document) -> Document:
-    """The same with no regret above `CAP`: a lost car costs without bound, and would be all that a mean says."""
+    """Return the document with regrets clipped at `CAP`: the unbounded cost of a lost car would dominate a mean."""
     cells = [dict(cell, measures=dict(cell["measures"])) for cell in document["cells"]]
     for cell in cells:
         if "regret" in cell["measures"]:

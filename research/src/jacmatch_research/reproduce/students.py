@@ -31,9 +31,9 @@ from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, R
 from jacmatch_research.tables import Document, names, spreads
 
 STUDENTS = frozenset({"data", "per_class", "teacher", "teacher_weights", "student"})
-"""What an experiment takes whose students learn from a teacher, by images per class."""
+"""Fields of experiments whose students learn from a teacher, by images per class."""
 VALIDATION = 0.1
-"""Share of the training images that is held out, the same for every seed: what is selected is selected there."""
+"""Fraction of the training images that is held out for all selections, the same for every seed."""
 QUARTER_VGG9 = "vgg:16-M-32-M-64-64-M-128-128-M-128-128-M"
 QUARTER_VGG4, HALF_VGG4 = "vgg:16-M-32-M-128-M", "vgg:32-M-64-M-256-M"
 _JUDGED, _FOR_JACOBIANS = 1000, 64  # test images for agreement, calibration and noise; for Jacobians
@@ -50,7 +50,7 @@ class Scale:
 
 
 def scale_of(request: Request) -> Scale:
-    """The networks for a request: VGG-9 → VGG-4 for images, small ones for the embedded digits."""
+    """The networks for a request: VGG-9 → VGG-4 for images, small networks for the digits."""
     own = _own_scale(request)
     return replace(own, teacher=request.teacher or own.teacher, student=request.student or own.student)
 
@@ -69,13 +69,13 @@ def _own_scale(request: Request) -> Scale:
 
 @lru_cache(maxsize=1)
 def data_of(spec: str, seed: int, smoke: bool) -> Data:
-    """The data set, once in a process."""
+    """Return the data set, loaded once in a process."""
     return load(spec, seed, smoke)
 
 
 @dataclass(frozen=True)
 class World:
-    """What all students of a run share: training and held-out images, how a student is built, and the teacher."""
+    """Parts that all students of a run share: training and held-out images, architecture, and the teacher."""
 
     data: Data
     pool: Split
@@ -145,7 +145,7 @@ def prepare(request: Request, progress: Progress) -> dict[str, Any]:
 
 
 def forward_ratio(request: Request) -> float:
-    """Operations of the teacher's forward pass ÷ those of the student's; weights are not needed."""
+    """Return the operations of the teacher's forward pass ÷ those of the student's; no weights are loaded."""
     data = data_of(request.data, request.seed, request.smoke)
     teacher, student = scale_of(request).teacher, scale_of(request).student
     if networks.is_run(teacher):

@@ -1,4 +1,4 @@
-"""What the settings of the job `surrogate` do: model, activation, weight and points, with and without derivatives."""
+"""Effects of the settings of `surrogate`: model, activation, weight and points, with and without derivatives."""
 
 import time
 from collections.abc import Mapping
@@ -124,7 +124,7 @@ def _points(cell: Cell, job: Surrogate, source: Source) -> Samples:
 
 
 def _fitted(job: Surrogate, source: Source, data: Samples, cell: Cell) -> nn.Module:
-    """What the job fits to these points."""
+    """Return the model that the job fits to these points."""
     options = cell.settings
     method = "slopes" if options["partials"] else "values"
     if job.solver == "adam":
@@ -149,7 +149,7 @@ def _lines_of(document: Document, function: str) -> Document:
 
 
 def _saved(document: Document) -> list[tuple[str, ...]]:
-    """How many points with derivatives are as good as values alone."""
+    """Return the number of points with derivatives that are as good as values alone."""
     both = [("values", "values, %", 100, 1), ("slopes", "partials, %", 100, 1)]
     return [
         (f"{function}: {first}", *rest)

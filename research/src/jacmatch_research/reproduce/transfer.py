@@ -54,7 +54,7 @@ ABLATIONS: dict[str, Settings] = {
 LONGER: dict[str, Settings] = {
     f"{METHODS[method]}, 4 × the steps": {"method": method, "longer": 4} for method in ("labels", "lwf", FULL)
 }
-"""Whether the steps suffice."""
+"""The same methods with four times the steps."""
 
 SMALL_VGG, LARGER_VGG = "vgg:16-M-32-M-64-M-128", "vgg:32-M-64-M-128-M-256"
 _LARGER = ", larger student"
@@ -128,7 +128,7 @@ _SECOND_VIEW = 1  # seed of the views of a mean teacher
 
 
 class MeanTeacher:
-    """The exponential moving average of a student's weights, which sees the images in a second random view.
+    """The exponential moving average of a student's weights, evaluated at a second random view of the images.
 
     Each query is a step of the average.
 
@@ -139,7 +139,7 @@ class MeanTeacher:
     answers_vjp = False
 
     def __init__(self, student: nn.Module, augment: tuple[str, ...], decay: float = 0.99) -> None:
-        """Takes the student, the augmentations of the second view, and the decay of the average."""
+        """Initialize from a student, the augmentations of the second view, and the decay of the average."""
         mean = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self.student, self.augment = student, augment
         self.average = AveragedModel(student, multi_avg_fn=mean, use_buffers=True).eval().requires_grad_(False)
@@ -240,7 +240,7 @@ def _cells(request: Request) -> list[Cell]:
 
 
 def _prepare(request: Request, progress: Progress) -> dict[str, Any]:
-    """Teacher and student, what the teacher's outputs say about the target, and distances by images per class."""
+    """Teacher and student, nearest-mean accuracy of the teacher's outputs, and distances by images per class."""
     recipe = _recipe(request, {})
     ready = _ready(request, recipe, progress)
     student, teacher = ready.student(), ready.teacher
@@ -358,7 +358,7 @@ def _tables(document: Document) -> list[Table]:
 
 
 def _paper(document: Document) -> list[Table]:
-    """The paper's rows, with what explains them; nothing where none was measured."""
+    """The paper's rows and the tables that explain them; empty where none was measured."""
     columns = names(document, "column")
     rows = [row for row in names(document, "row") if row in _PAPER_ROWS]
     if not rows:
@@ -382,7 +382,7 @@ def _paper(document: Document) -> list[Table]:
 
 
 def _difference(document: Document) -> str:
-    """What this is, and what the paper did otherwise."""
+    """Return a description of the setting, and its differences from the paper."""
     facts = document["facts"]
     teacher, student = facts["teacher"], facts["student"]
     pairs = ", ".join(" : ".join(pair) for pair in facts["pairs"]).replace("network.", "")
@@ -475,7 +475,7 @@ def _teacher_distance(document: Document, rows: list[str]) -> Table:
 
 
 def _few(document: Document) -> str:
-    """How many images agreement and cosines are of."""
+    """Return a note on the number of images for agreement and cosines."""
     count = min(16 if document["settings"]["smoke"] else _SHOWN, document["facts"]["judged"])
     return f"Agreement and cosines: on {count} unseen images, so one image is {100 / count:.3g} points of agreement."
 
@@ -504,7 +504,7 @@ def _figure(document: Document) -> bytes:
 
 
 def _cosine_figure(document: Document, column: str, data: str) -> bytes:
-    """How well each row matches the products that it compares, on new images; without a Jacobian term a random row."""
+    """Cosine of the products that each row compares, on new images; of a random row without a Jacobian term."""
     known = {row: value for (row, at), value in spreads(document, "jacobian_cosine").items() if at == column}
     rows = [(row, known[row]["mean"], known[row]["std"]) for row in names(document, "row") if row in known]
     return dot_figure(rows, title=f"{data}, {column} labeled images per class", x_label="cosine on new images")

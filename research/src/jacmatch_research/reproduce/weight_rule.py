@@ -21,7 +21,7 @@ ROWS: dict[str, Mapping[str, Any]] = {
     "share 0.3 whatever n, at mixed pairs": {**_SHARE, **_MIXED},
     "the same, fading from half": {**_SHARE, **_MIXED, "jacobian_fades_from": 0.5},
 }
-"""Settings of `jacmatch distill`; what is not named is its default."""
+"""Settings of `jacmatch distill`; all others have their defaults."""
 
 _PER_CLASS = {"smoke": (5,), "cpu": (1, 5, 10, 50, 100, 1000, 0), "paper": (1, 5, 10, 50, 100, 500, 1000, 0)}
 _STEPS = {"smoke": 20, "cpu": 300, "paper": 4000}

@@ -18,7 +18,7 @@ from torch import Tensor
 from jacmatch.errors import InputError
 
 Prices = tuple[Float[Tensor, "state 1"], Float[Tensor, "state 1 asset"]]
-"""Price (or payoff) and its derivative by each asset."""
+"""Price (or payoff) and its derivative with respect to each asset."""
 _NODES, _COMMON = 64, 40  # of the quadratures over strike and common factor
 
 
@@ -46,7 +46,7 @@ class Basket:
         basket `volatility`, correlation that of a random matrix with entries uniform in [−1, 1].
 
         Raises:
-            InputError: There is no asset.
+            InputError: `assets` is below 1.
 
         Example:
             >>> basket = Basket.drawn(7, seed=0)

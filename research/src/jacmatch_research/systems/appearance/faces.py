@@ -16,7 +16,7 @@ import numpy as np
 Array = Any
 """A numpy array; shapes are in the docstrings."""
 SIDE = 64
-"""Of an image, in pixels."""
+"""Side of an image in pixels."""
 LANDMARKS = 31
 _RADIUS = 16.0  # half a face's width in pixels, on average
 _JAW, _LEFT_BROW, _RIGHT_BROW = slice(0, 9), slice(9, 12), slice(12, 15)
@@ -93,7 +93,7 @@ def _at_depth(points: Array, depth: float) -> Array:
 
 
 def _turned(points: Array, angles: Array) -> Array:
-    """Turned about the vertical and the horizontal axis, and projected along z."""
+    """Rotate points about the vertical and the horizontal axis, and project them along z."""
     (cy, cp), (sy, sp) = np.cos(angles), np.sin(angles)
     x, y, z = points.T
     x, z = cy * x + sy * z, cy * z - sy * x
@@ -144,7 +144,7 @@ def _soft(depth: Array) -> Array:
 
 
 def _inside(grid: Array, corners: Array) -> Array:
-    """A soft mask of the star-shaped curve through corners that go round once."""
+    """A soft mask of the star-shaped curve through the corners, in order."""
     center = corners.mean(0)
     away = corners - center
     angles, radii = np.arctan2(away[:, 1], away[:, 0]), np.linalg.norm(away, axis=1)

@@ -24,7 +24,7 @@ from jacmatch_research.systems.appearance.model import REACH, UNIT, WINDOW, Mode
 from jacmatch_research.systems.second_order import minimize_by_lbfgs
 
 SPREAD = (0.5, 0.5, 1.0, 1.0)
-"""Standard deviations of the first guess of scale, turn and place in tenths: the windows that a student learns from."""
+"""Standard deviations of the first guess of scale, rotation and position, in tenths, for training windows."""
 _STEP = 0.5  # of a difference: half of these
 _REFUSED = 1.5  # a fit whose cost exceeds this multiple of the median has failed, and is not used for training
 _JUMPED = 4.0  # likewise a derivative above this multiple of the median
@@ -98,7 +98,7 @@ class Glance(nn.Module):
 
 @dataclass(frozen=True)
 class Lesson:
-    """Windows (window, pixel), the fitter's parameters for them, and how often it was called, failed fits included.
+    """Windows (window, pixel), the fitter's parameters for them, and the number of its calls, with failed fits.
 
     Directions (direction, window, pixel) and the differences along them are empty without derivatives.
     """

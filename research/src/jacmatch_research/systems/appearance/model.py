@@ -16,7 +16,7 @@ WINDOW = 40
 REACH = 1.9
 """Half the side of a window in units of the mean shape, in which the eyes are about 0.84 apart."""
 UNIT = 0.1
-"""Of the four numbers of a pose: a tenth."""
+"""Unit of the four numbers of a pose."""
 _EXPLAINED = 0.95  # of the variance, by shape modes and by texture modes
 _TEXTURE_SIDE = 22  # number of grid points of the texture across a face
 _PRIOR = 0.02  # of the squared shape numbers in units of their standard deviations
@@ -147,7 +147,7 @@ def in_image(shape: Array, poses: Array) -> Array:
 
 
 def composed(p: Array, poses: Array) -> Array:
-    """The poses that parameters p relative to poses have in the image."""
+    """Return poses in the image, given parameters p relative to `poses`."""
     own = UNIT * p[..., :4] + (1.0, 0, 0, 0)
     moved = _moved(own[..., None, 2:], poses)[..., 0, :]
     real = own[..., 0] * poses[..., 0] - own[..., 1] * poses[..., 1]
@@ -176,7 +176,7 @@ def _moved(points: Array, pose: Array) -> Array:
 
 
 def _aligned(landmarks: Array) -> Array:
-    """Shapes without place, size and orientation: each brought nearest to the mean, three times."""
+    """Align shapes in position, size and orientation to their mean, in three iterations."""
     shapes = landmarks - landmarks.mean(1, keepdims=True)
     shapes = shapes / (np.abs(shapes[:, [0, 8], 0]).mean(1)[:, None, None])
     mean = shapes.mean(0)
@@ -201,7 +201,7 @@ _DISPLACED = (-1.0, -0.5, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class Fit:
-    """Parameters of fits (face, parameter), and how often the image was sampled for each (face,)."""
+    """Parameters of fits (face, parameter), and the number of samplings of the image for each (face,)."""
 
     p: Array
     evaluations: Array
@@ -240,7 +240,7 @@ def shape_numbers(model: Model, landmarks: Array, poses: Array) -> Array:
 
 
 def by_fixed_jacobian(model: Model, update: Array, shown: Array, *, iterations: int = 30) -> Fit:
-    """Iterates p ← p − k R r(p), k the first of 1, ½ and ¼ that lowers the cost; a face ends if no step lowers it."""
+    """Iterate p ← p − k R r(p), k the first of 1, ½ and ¼ that lowers the cost; a face ends if no step lowers it."""
     p = np.zeros((len(shown), model.parameters))
     cost = model.cost(shown, p)
     evaluations = np.ones(len(shown), int)

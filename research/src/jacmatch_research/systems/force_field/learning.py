@@ -16,14 +16,14 @@ from jacmatch_research.systems.force_field.dynamics import State, thermal, verle
 from jacmatch_research.systems.force_field.lennard_jones import ARGON, bipyramid, energy, forces, hessian
 from jacmatch_research.systems.second_order import minimize_by_lbfgs
 
-_NEAREST, _FARTHEST = 0.85, 3.4  # where the radial functions lie, in σ
+_NEAREST, _FARTHEST = 0.85, 3.4  # range of the centers of the radial functions, in σ
 
 
 class EnergyNetwork(nn.Module):
     """E = Σᵢ net(gᵢ) over atoms i, with gᵢₖ = Σⱼ exp(−½((rᵢⱼ⁻¹ − cₖ)/w)²)·rᵢⱼ⁻² and a triplet sum.
 
     The radial functions are even in 1/r, where a short-ranged potential is smoothest. The triplet part is Σₖ-wise the
-    squared length of Σⱼ exp(…)·uᵢⱼ, with uᵢⱼ the direction from i to j: it tells angles apart. One network serves all
+    squared length of Σⱼ exp(…)·uᵢⱼ, with uᵢⱼ the direction from i to j: it distinguishes angles. One network serves all
     atoms (Behler & Parrinello, Phys. Rev. Lett. 98 (2007) 146401), and its activation is smooth: forces and Hessians
     are its derivatives.
     """
@@ -72,7 +72,7 @@ class ForceField(nn.Module):
     """
 
     def __init__(self, network: nn.Module, *, energy_unit: float | int = 1.0, force_unit: float | int = 1.0) -> None:
-        """Keep the network, coordinates to energies (cluster, 1), and what energies and forces are divided by."""
+        """Wrap a network from coordinates to energies (cluster, 1), with the units of energies and forces."""
         super().__init__()
         self.network, self.units = network, (float(energy_unit), float(force_unit))
 
@@ -88,7 +88,7 @@ TEMPERATURES = (0.04, 0.16)
 SIMULATED = 0.1
 """kT/ε at the beginning of simulations, 12 K for argon."""
 STEP = 0.005
-"""Of simulations, in √(mσ²/ε): 10.8 fs for argon."""
+"""Time step of simulations in √(mσ²/ε): 10.8 fs for argon."""
 
 
 @lru_cache(maxsize=8)
@@ -101,7 +101,7 @@ def configurations(count: int, seed: int) -> Float[Tensor, "cluster coordinate"]
 
 
 def targets(x: Float[Tensor, "cluster coordinate"]) -> Float[Tensor, "cluster value"]:
-    """Energy and forces of the potential, as `ForceField` has them."""
+    """Energy and forces of the potential, in the format of `ForceField`."""
     positions = x.reshape(-1, ATOMS, 3)
     return torch.cat((energy(positions)[:, None], forces(positions).flatten(1)), 1)
 
@@ -206,7 +206,7 @@ def simulated(field: ForceField, *, clusters: int, steps: int, seed: int) -> dic
     """The change of the energy in simulations at constant energy, in meV for a cluster of seven atoms.
 
     `drift` is the root mean square over time and clusters of H(t) − H(0), H being kinetic energy and the *potential's*
-    energy: it measures how far the motion leaves the surface of constant energy. `end` is the mean of |H − H(0)| at the
+    energy: it measures the deviation from the surface of constant energy. `end` is the mean of |H − H(0)| at the
     end, `own` the same as `drift` with the network's energy instead of the potential's, which any gradient conserves up
     to the square of the step.
     """

@@ -67,7 +67,7 @@ class Hand:
         )
 
     def contacts(self, object_pose: ObjectPose) -> Float[Tensor, "grasp 3 3"]:
-        """Where the object is held, in the palm's axes."""
+        """Contact points on the object, in the palm's axes."""
         return object_pose.p[:, None] + self.grip * torch.einsum("gij,fj->gfi", object_pose.r, self._axes()[0])
 
     def points(self, q: Float[Tensor, "grasp 3 3"]) -> Points:
@@ -123,7 +123,7 @@ class Hand:
 
 
 def by_hand(hand: Hand, object_pose: ObjectPose, q: Float[Tensor, "grasp 3 3"]) -> Float[Tensor, "grasp 6 6"]:
-    """Twists by the velocities of the six knuckle joints, from Gᵀẋ = J_h q̇: with the knees eliminated.
+    """Return the matrix from velocities of the six knuckle joints to twists, from Gᵀẋ = J_h q̇ without the knees.
 
     Raises:
         torch.linalg.LinAlgError: a grasp is exactly singular.
@@ -155,5 +155,5 @@ def _parted(jacobian: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _toward(along: Tensor, aside: Tensor, angle: Tensor) -> Tensor:
-    """The direction of a phalanx that is turned inwards by an angle."""
+    """The direction of a phalanx that is rotated inwards by an angle."""
     return angle.cos() * along - angle.sin() * aside

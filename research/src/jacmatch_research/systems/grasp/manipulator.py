@@ -31,7 +31,7 @@ def constraints(hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "gras
 def matrices(
     hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "grasp 6"]
 ) -> tuple[Float[Tensor, "grasp 6 6"], Float[Tensor, "grasp 6 6"]]:
-    """Return A and B of A ẋ = B q̇, the derivatives of F: by the object's twist, and minus those by the joints."""
+    """Return A and B of A ẋ = B q̇: derivatives of F w.r.t. the object's twist, and minus those w.r.t. the joints."""
     base, knee, aside, normal = _legs(hand, driven)
     contact = hand.contacts(object_pose)
     arm, leg = contact - object_pose.p[:, None], (contact - knee) / hand.distal
@@ -110,7 +110,7 @@ def twist_of(y: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
 
 
 def pose_jacobian(hand: Hand, object_pose: ObjectPose, driven: Float[Tensor, "grasp 6"]) -> Float[Tensor, "grasp 6 6"]:
-    """The Jacobian of `coordinates` by the driven joints, T⁻¹ A⁻¹ B, without differentiating Newton's iteration."""
+    """The Jacobian of `coordinates` w.r.t. the driven joints, T⁻¹A⁻¹B, without differentiating Newton's iteration."""
     results: Tensor = torch.linalg.solve(
         twist_of(coordinates(hand, object_pose)), by_manipulator(hand, object_pose, driven)
     )
@@ -148,8 +148,8 @@ def toward_singular(
 ) -> tuple[ObjectPose, Float[Tensor, "grasp 6"]]:
     """Grasps on the way to singular ones: poses and driven joints, (direction, share) flattened.
 
-    The object leaves rest in random directions (with the grip's radius for a radian) until det A changes its sign, by
-    bisection; directions in which it leaves the fingers' reach before that are left out. Shares are those of the way,
+    The object moves from rest in random directions (a radian counts as the grip's radius) until det A changes its sign,
+    by bisection. Directions in which it gets out of reach earlier are left out. Shares are fractions of this path,
     below 1.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Forward kinematics of a chain of turning joints by Denavit and Hartenberg, with closed-form derivatives.
+"""Forward kinematics of a chain of revolute joints by Denavit and Hartenberg, with closed-form derivatives.
 
-Lengths in meters, angles in radians. A pose is a place p and a rotation matrix R of the last frame in the base's.
+Lengths in meters, angles in radians. A pose is a position p and a rotation matrix R of the last frame in the base's.
 """
 
 import math
@@ -17,7 +17,7 @@ _NAMES = ("a", "d", "alpha", "lower", "upper")
 
 @dataclass(frozen=True)
 class Chain:
-    """Turning joints in a row, in the standard convention: Tᵢ = Rot_z(qᵢ) Trans_z(dᵢ) Trans_x(aᵢ) Rot_x(αᵢ).
+    """Revolute joints in series, in the standard convention: Tᵢ = Rot_z(qᵢ) Trans_z(dᵢ) Trans_x(aᵢ) Rot_x(αᵢ).
 
     For each joint: length, offset and twist of its link, and its limits.
     """
@@ -37,7 +37,7 @@ class Chain:
 
     @property
     def joints(self) -> int:
-        """How many joints."""
+        """Number of joints."""
         return len(self.a)
 
     def limits(self, share: float | int = 1.0) -> tuple[Tensor, Tensor]:
@@ -62,18 +62,18 @@ class Chain:
         return torch.stack(frames, 1)
 
     def pose(self, q: Float[Tensor, "pose joint"]) -> tuple[Float[Tensor, "pose 3"], Float[Tensor, "pose 3 3"]]:
-        """Place and rotation of the last frame.
+        """Position and rotation of the last frame.
 
         Example:
-            >>> place, _ = PUMA_560.pose(torch.zeros(1, 6, dtype=torch.float64))
-            >>> [round(float(value), 5) for value in place[0]]
+            >>> position, _ = PUMA_560.pose(torch.zeros(1, 6, dtype=torch.float64))
+            >>> [round(float(value), 5) for value in position[0]]
             [0.4521, -0.15005, 0.4318]
         """
         last = self.frames(q)[:, -1]
         return last[:, :3, 3], last[:, :3, :3]
 
     def jacobian(self, q: Float[Tensor, "pose joint"]) -> Float[Tensor, "pose 6 joint"]:
-        """The geometric Jacobian: column i is (zᵢ × (p − pᵢ), zᵢ), velocity and angular velocity by joint i."""
+        """The geometric Jacobian: column i is (zᵢ × (p − pᵢ), zᵢ), linear and angular velocity per joint velocity."""
         frames = self.frames(q)
         axes, positions = frames[:, :-1, :3, 2], frames[:, :-1, :3, 3]
         arms = frames[:, -1:, :3, 3] - positions
@@ -125,7 +125,7 @@ def rotation_vector(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*ba
     cosine = (rotation.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) - 1) / 2
     angle = torch.atan2(twice_sine / 2, cosine)
     plain = torch.where(twice_sine > 1e-12, angle / twice_sine.clamp_min(1e-12), 0.5) * w
-    # Near half a turn the sine says little. The axis n is the largest column of (R + Rᵀ)/2 − cos·1 = (1 − cos)nnᵀ.
+    # Near half a turn the sine is inaccurate. The axis n is the largest column of (R + Rᵀ)/2 − cos·1 = (1 − cos)nnᵀ.
     both = (rotation + rotation.mT) / 2 - cosine[..., None] * torch.eye(3, dtype=rotation.dtype)
     column = both.norm(dim=-2).argmax(-1)
     axis = both.gather(-1, column[..., None, None].expand(*both.shape[:-1], 1))[..., 0]

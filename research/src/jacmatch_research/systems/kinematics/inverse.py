@@ -11,13 +11,13 @@ from jacmatch.jacobian import jacobian
 from jacmatch_research.systems.kinematics.chain import Chain, rotation_vector
 
 Pose = tuple[Tensor, Tensor]
-"""Places (pose, 3) and rotations (pose, 3, 3)."""
+"""Positions (pose, 3) and rotations (pose, 3, 3)."""
 Known = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Joint angles to places, rotations and geometric Jacobians (pose, 6, joint)."""
+"""Joint angles to positions, rotations and geometric Jacobians (pose, 6, joint)."""
 LENGTH = 0.5
-"""Metres that weigh as much as a radian."""
+"""Length in meters that counts as a radian."""
 NEAR = (1e-3, 2e-3)
-"""What counts as reached: a millimetre, and two milliradians."""
+"""Errors up to which a target is reached: one millimeter, and two milliradians."""
 _SHORTEST, _LONGEST = 1e-3, 0.3  # damping where the error is 0, and the largest step of a joint in radians
 
 
@@ -38,7 +38,7 @@ def exact(chain: Chain) -> Known:
 def of_student(student: nn.Module) -> Known:
     """Poses and Jacobians of a network with the outputs of `Chain.outputs`.
 
-    Its nine entries of R are brought to the nearest rotation; ω of joint i is the skew part of ∂R/∂qᵢ Rᵀ.
+    Its nine entries of R are replaced by the nearest rotation; ω of joint i is the skew part of ∂R/∂qᵢ Rᵀ.
     """
 
     def known(q: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""A car with front and rear steering, the linear controller of least cost, and what driving with one costs.
+"""A car with front and rear steering, the linear controller of least cost, and the costs of drives.
 
 The car is the linear single-track model in meters, seconds, radians and newtons. Its state z = (y, ψ, v_y, r) is the
 lateral offset from the lane, the heading against it, the lateral speed and the yaw rate. Its inputs u = (δ_f, δ_r) are
@@ -77,7 +77,7 @@ class Vehicle:
         changed = -changed / speed
         changed[0] = changed[1] = 0.0
         changed[0, 1] = 1.0
-        changed[2, 3] -= 2.0  # −V is no multiple of 1/V: its derivative is −1, not +1
+        changed[2, 3] -= 2.0  # −V is not a multiple of 1/V: its derivative is −1, not +1
         return changed
 
 
@@ -88,11 +88,11 @@ Wanted = Callable[[float], tuple[float, float]]
 """Times to y* and ẏ*."""
 
 ACCEPTED = (0.3, 0.08, 0.6, 0.4)
-"""Of offset in m, heading in rad, lateral speed in m/s and yaw rate in rad/s."""
+"""Acceptable offset in m, heading in rad, lateral speed in m/s and yaw rate in rad/s."""
 EFFORT = (0.10, 0.10)
-"""Of the steering angles, in rad."""
+"""Acceptable steering angles in rad."""
 LARGEST = np.array([0.20, 0.087])
-"""Where the steering of front and rear wheels ends, in rad."""
+"""Limits of the steering angles of front and rear wheels, in rad."""
 _TOLERANCE = 0.05
 SPEEDS = (8.0, 40.0)
 """The range of speeds in m/s."""
@@ -153,7 +153,7 @@ def _solution(lqr: Lqr, speed: float) -> tuple[Array, Array]:
 
 @lru_cache(maxsize=16)
 def _gains(lqr: Lqr, speeds: tuple[float, ...]) -> Array:
-    """K at each speed; cars keep theirs for a whole drive."""
+    """K at each speed, which is constant in a drive."""
     return np.stack([lqr.solution(each)[0] for each in speeds])
 
 

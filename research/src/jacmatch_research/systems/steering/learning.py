@@ -24,12 +24,12 @@ from jacmatch_research.systems.steering.control import (
 )
 
 Learn = Callable[[tuple[Tensor, Tensor], Tensor], tuple[nn.Module, dict[str, float]]]
-"""Inputs and values, and partials, to a network and measures of its training."""
+"""Function of (inputs, values) and partials that returns a trained network and its measures."""
 WIDTH = 1.5
 """States are uniform within this multiple of `ACCEPTED`."""
 CARS, _CAR_SEED = 64, 2**20
 GRID = np.linspace(*SPEEDS, 33)
-"""Speeds at which the loops are looked at."""
+"""Speeds at which the closed loops are evaluated."""
 
 
 def samples(count: int, seed: int) -> tuple[Array, Array]:
@@ -135,7 +135,7 @@ def loops(student: nn.Module) -> tuple[Array, Array]:
 
 
 def regret(student: nn.Module) -> Array:
-    """For each of `CARS` drives: by how much the cost is above the teacher's, relative to it."""
+    """Return the relative excess of the cost over the teacher's, for each of `CARS` drives."""
     z, speed = samples(CARS, _CAR_SEED)
     cost = drive(Scheduled().lqr.vehicle, as_controller(student), z, speed).cost
     return cost / _teachers_costs() - 1
