@@ -78,13 +78,13 @@ _EXTRA = ("tyro", "rich", "yaml", "lightning_fabric", "safetensors", "matplotlib
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `jacmatch` with these words and return the exit code.
+    """Run `jacmatch` with these arguments and return the exit code.
 
     For a mistake of the user, print one line on stderr and return 2; for Ctrl-C and SIGTERM, print one line and return
     130. Any other exception is a bug: print its traceback and return 1.
 
     Args:
-        argv: The words after the program's name; those of this process if None.
+        argv: The arguments after the program's name; those of this process if None.
 
     Example:
         >>> main(["--version"])  # doctest: +ELLIPSIS

@@ -311,7 +311,7 @@ class Flag:
         return (f"--{word}", f"--no-{word}") if self.default is True else (f"--{word}",)
 
     def annotation(self) -> Any:
-        """The type, with what tyro shows in the help."""
+        """The type, annotated for tyro's help."""
         shown = self.name.upper() if self.positional else metavar(self.kind)
         silent = any(self.default is each for each in (None, (), False, dataclasses.MISSING))
         argument = tyro.conf.arg(

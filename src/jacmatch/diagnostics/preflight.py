@@ -316,7 +316,7 @@ def _of_terms(isolated: IsolatedObjective) -> tuple[list[Finding], dict[str, flo
             missing = "has no gradient" if all(g is None for g in gradients[name]) else f"is off by {error:.0%}"
             what = f"The gradient of the term `{name}` {missing} from differences of the term itself."
             remedy = (
-                "Look for what is detached, from an earlier call, or differentiated twice but supports it only once."
+                "Look for detached results, results of an earlier call, and operations without a second derivative."
             )
             findings.append(fault("wrong-gradient", what, remedy))
     return findings, errors

@@ -109,8 +109,8 @@ def derivative_along(
 
     Two steps are compared: first the smallest, which rarely span a kink, then larger ones if rounding errors dominate.
 
-    A derivative that agrees with `expected` up to `close` is returned without further steps; with `here`, the values at
-    t = 0, one more evaluation can show that.
+    A derivative that agrees with `expected` up to `close` is returned without further steps. `here` has the values at
+    t = 0, with which one more evaluation can suffice.
     """
 
     def agrees(difference: Tensor) -> bool:

@@ -283,7 +283,7 @@ def _outlying(j: Jacobian, near: ndarray, step: ndarray, change: ndarray) -> Flo
 
 
 def _wrong_units(j: Jacobian, near: ndarray, step: ndarray, change: ndarray) -> str | None:
-    """Return a line about the partials of an input whose multiple, by least squares, explains the changes better."""
+    """Return a line about inputs whose partials would explain the changes better if multiplied by a factor."""
     parts = 0.5 * (j[near] + j[:, None]) * step[:, :, None]
     for k in range(j.shape[1]):
         columns, values = parts[:, :, k].reshape(-1, j.shape[2]), change[:, :, k].ravel()

@@ -97,7 +97,7 @@ def streaming(conditions: Conditions, student: str, source: str, workers: int) -
 
 
 def _timed_steps(step: Callable[..., None], batches: Batches, steps: int, spent: list[float]) -> None:
-    """Steps, and the seconds that the loop waited for each of their batches."""
+    """Run steps, and append the seconds that the loop waited for each batch to `spent`."""
     for number in range(1, steps + 1):
         start = time.perf_counter()
         batch = batches(number)
@@ -111,7 +111,7 @@ def _job(conditions: Conditions, pair: str, jacobians: float) -> tuple[Distillat
     if conditions.quick:
         teacher, student, batch, steps = "cnn5", "cnn3", 4, 2
     networks = [build(name, 10, shape).to(conditions.device) for name in (student, teacher)]
-    # The measurement of the gradient shares is a separate cost: 1 / measure_every of a few backward passes.
+    # Measuring the gradient shares is a separate cost: a few backward passes in every `measure_every` steps.
     objective = Distillation(*networks, jacobians=jacobians, probe=RandomOutputs(1), measure_every=10**9)
     split = Split(torch.rand(8 * batch, *shape), torch.arange(8 * batch) % 10)
     return objective.train(), split.to(conditions.device), batch, steps
@@ -141,7 +141,7 @@ def _loop_seconds(
 
 
 def _compared(conditions: Conditions, contestant: Seconds, baseline: Seconds) -> Measured:
-    """The ratio of the seconds of two, which take turns in going first; and what one has more than the other."""
+    """Return the ratio of the seconds of two methods, which alternate, and the difference."""
     contestant(), baseline()
     pairs = []
     for number in range(conditions.rounds(_ROUNDS)):

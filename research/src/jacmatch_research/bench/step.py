@@ -109,7 +109,7 @@ class Pair:
             probe=RandomInputs(1) if products == "Jv" else RandomOutputs(1),
             every=every,
             batch_norm=batch_norm,
-            # The measurement of the gradient shares is a separate cost: 1 / measure_every of a few backward passes.
+            # Measuring the gradient shares is a separate cost: a few backward passes in every `measure_every` steps.
             measure_every=10**9,
         )
 

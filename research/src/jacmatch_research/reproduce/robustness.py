@@ -89,7 +89,7 @@ def _training(request: Request) -> dict[str, Any]:
 
 
 def _cells(request: Request) -> list[Cell]:
-    """Seed by seed, so that a run that was stopped has the same seeds for each row, up to the last one."""
+    """Return the cells, seed by seed, so that an interrupted run has equally many seeds for each row, or one more."""
     if students.data_of(request.data, request.seed, request.smoke).classes is None:
         raise InputError("`--data` of `reproduce robustness` must have classes.", got=request.data)
     training = _training(request)

@@ -155,7 +155,7 @@ class MeanTeacher:
 
 
 def _own(request: Request) -> dict[str, Any]:
-    """The networks and the schedule of a size."""
+    """Return the networks and the schedule of a size."""
     if not request.teacher and request.data.partition(":")[0] in ("digits", "fashion-mnist"):
         if request.data == "digits":
             return {"teacher": "cnn5", "student": "cnn3", "steps": 200, "oracle_steps": 60}
@@ -219,7 +219,7 @@ def forget() -> None:
 
 
 def _cells(request: Request) -> list[Cell]:
-    """Seed by seed, so that a part of them is a table with fewer seeds."""
+    """Return the cells, seed by seed, so that an interrupted run has a table with fewer seeds."""
     _own(request)
     columns = request.per_class or _COLUMNS[request.scale]
     seeds = request.seed_numbers(_SEEDS[request.scale])

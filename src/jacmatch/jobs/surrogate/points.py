@@ -151,7 +151,7 @@ def cached(run: Run, name: str, make: Callable[[], Samples], function: Function 
             samples = Samples(x, y, j, int(archive["calls"]), float(archive["seconds"]))
     except InputError:
         raise
-    except Exception as error:  # numpy and zipfile have many
+    except Exception as error:  # numpy and zipfile raise many types
         raise InputError(f"{file} must contain the points of this run.", got=f"{error}", do="Remove it.") from error
     if function is not None and len(samples):
         _check_unchanged(file, samples, replace(function))

@@ -367,7 +367,7 @@ def read_points(path: Path) -> Float[Tensor, "sample input"]:
         raise InputError(rule, got="no such file", do="Check the path.")
     try:
         array = np.lib.format.open_memmap(path, mode="r")  # so that a header cannot claim more than the file has
-    except Exception as error:  # numpy has many
+    except Exception as error:  # numpy raises many types
         raise InputError(rule, got="no array, or a damaged one", do="Write it with np.save.") from error
     if array.ndim != 2 or array.dtype.kind != "f" or len(array) < 10:
         raise InputError(rule, got=f"{array.dtype} of shape {array.shape}", do="Write it with np.save.")

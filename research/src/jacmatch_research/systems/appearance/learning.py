@@ -206,7 +206,7 @@ class AlongDirections(nn.Module):
     """Loss of values and derivatives along directions u after each step: means of Σₖ(ŷₖ − yₖ)² + w Σₖ((Ĵu)ₖ − sₖ)²."""
 
     def __init__(self, student: Glance, examples: Lesson, share: float) -> None:
-        """Take the directions and derivatives of a lesson, and their share of the gradient norm."""
+        """Store the directions and derivatives of a training set, and their share of the gradient norm."""
         super().__init__()
         self.student, self.calls = student, 0
         self.known = (examples.directions, examples.derivatives)
