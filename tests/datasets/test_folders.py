@@ -9,7 +9,7 @@ from PIL import Image
 
 from jacmatch import datasets
 from jacmatch.datasets import files
-from jacmatch.datasets.streamed import decode, decode_bytes
+from jacmatch.datasets.streamed import decode
 from jacmatch.errors import InputError, UnsupportedError
 
 
@@ -293,7 +293,7 @@ def test_the_first_picture_of_a_jpeg_with_several_is_taken(folder):
     file = io.BytesIO()
     first.save(file, "MPO", save_all=True, append_images=[second])
     assert Image.open(io.BytesIO(file.getvalue())).n_frames == 2
-    pixels = decode_bytes(file.getvalue(), "a.jpg", caller="the test", max_pixels=100)
+    pixels = decode(file.getvalue(), "a.jpg", caller="the test", max_pixels=100)
     assert abs(pixels.astype(int) - 40).max() <= 2
 
 
@@ -302,7 +302,7 @@ def test_sixteen_bits_are_refused_with_a_conversion_that_works(folder):
     image = Image.fromarray((np.arange(30).reshape(5, 6) * 2000).astype(np.uint16))
     image.save(file, "PNG")
     with pytest.raises(InputError, match=r"must have 8 bits a channel\. Got mode I;16\. Convert it") as caught:
-        decode_bytes(file.getvalue(), "a.png", caller="the test", max_pixels=100)
+        decode(file.getvalue(), "a.png", caller="the test", max_pixels=100)
     code = str(caught.value).partition("16 bits: ")[2].removesuffix(".")
     converted = eval(code, {"Image": Image, "np": np, "image": image})
     assert (np.asarray(converted) == np.arange(30).reshape(5, 6) * 2000 // 257).all()

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from jacmatch.cli import settings
-from jacmatch.datasets.streamed import decode_bytes
+from jacmatch.datasets.streamed import decode
 from jacmatch.models import load_weights
 
 from .folders import KNOWN
@@ -32,7 +32,7 @@ def weight_seeds(folder: Path) -> list[bytes]:
 
 
 def read_image(data: bytes, folder: Path) -> None:
-    pixels = decode_bytes(data, "an image", caller="the test", max_pixels=10_000, size=(4, 4))
+    pixels = decode(data, "an image", caller="the test", max_pixels=10_000, size=(4, 4))
     assert pixels.shape[:2] == (4, 4)
 
 

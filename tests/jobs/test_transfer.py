@@ -18,8 +18,10 @@ from jacmatch.jobs import teachers as pretrained
 from jacmatch.jobs.networks import Weights
 from jacmatch.jobs.settings import mixed, without_labels
 from jacmatch.jobs.study import Cell, Progress
-from jacmatch.jobs.transfer import METHODS, PAPER, RECIPES
 from jacmatch.jobs.transfer_results import (
+    METHODS,
+    PAPER,
+    RECIPES,
     chosen_pairs,
     layers_by_resolution,
     loss_falls,
@@ -149,7 +151,7 @@ def test_images_of_other_channels(shared):
     network = build("cnn3", outputs=3, shape=(3, 8, 8))
     save_weights(network, shared / "colour.safetensors")
     with pytest.raises(InputError, match=r"must contain the weights of this VGG\. Got of another shape"):
-        pretrained.from_weights("cnn3", 3, (1, 8, 8), 12, Weights(shared / "colour.safetensors"))
+        pretrained.pretrained("cnn3", 3, (1, 8, 8), Weights(shared / "colour.safetensors", size=12))
     with pytest.raises(
         InputError, match=r"input must be images to which \(1, 6, 6\) can be resized\. Got .*\(1, 8, 9\)"
     ):
@@ -185,7 +187,7 @@ def test_the_last_layer_is_new_and_all_else_the_teachers(outputs):
 def test_weights_of_a_file_keep_their_statistics(shared):
     network = build("cnn3", outputs=4, shape=(1, 12, 12), mean=(0.25,), std=(0.5,))
     save_weights(network, shared / "w.safetensors")
-    teacher = pretrained.from_weights("cnn3", 4, (1, 8, 8), 12, Weights(shared / "w.safetensors"))
+    teacher = pretrained.pretrained("cnn3", 4, (1, 8, 8), Weights(shared / "w.safetensors", size=12))
     wide = nn.functional.interpolate(X, (12, 12), mode="bilinear")
     torch.testing.assert_close(teacher.network(X), network.eval()(wide))
     assert teacher.description.mean == (0.25,)

@@ -18,7 +18,7 @@ from jacmatch.cli import main
 from jacmatch.datasets import shards
 from jacmatch.errors import InputError
 from jacmatch.files import append, inside, open_regular, read, replace
-from jacmatch.jobs.surrogate import exporting
+from jacmatch.jobs import export
 from jacmatch.jobs.surrogate import points as points_module
 from jacmatch.models import load_weights, save_weights
 from jacmatch.report import write_report
@@ -236,7 +236,7 @@ def test_points_of_a_surrogate_cells_of_an_experiment_and_files_of_a_job(kind, o
         lambda: load(run.path / "engine.json"),
         lambda: command._stored(run, []),
         lambda: run.write_json("results.json", {}),
-        lambda: exporting.write_whole(run.path, exporting.ONNX, b"onnx"),
+        lambda: export.write_whole(run.path, export.ONNX, b"onnx"),
     )
     without_secret(run.path, kind)
 

@@ -19,8 +19,9 @@ import inspect
 import io
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -40,25 +41,29 @@ class _Names(dict[str, Any]):
     def __init__(self, module: str, file: Path) -> None:
         super().__init__(__builtins__=__builtins__)
         self.module, self.package = module, module if file.name == "__init__.py" else module.rpartition(".")[0]
-        self.statements: dict[str, ast.stmt] = {}
+        self.evaluations: dict[str, Callable[[], Any]] = {}
         for statement in ast.parse(file.read_bytes()).body:
-            for name in _bound(statement):
-                self.statements[name] = statement
+            self._bind(statement)
+
+    def _bind(self, statement: ast.stmt) -> None:
+        """Note how the names that a statement at the top of the module binds are evaluated."""
+        match statement:
+            case ast.ClassDef(name=name):
+                self.evaluations[name] = partial(self._class, statement)
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                self.evaluations[name] = partial(self.value, value)
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                self.evaluations[name] = partial(self.value, value)
+            case ast.ImportFrom(module=module, level=level, names=names):
+                full = importlib.util.resolve_name("." * level + (module or ""), self.package) if level else str(module)
+                self.evaluations |= {each.asname or each.name: partial(_lookup, full, each.name) for each in names}
+            case ast.Import(names=names):
+                for each in names:
+                    top = each.name if each.asname else each.name.partition(".")[0]
+                    self.evaluations[each.asname or top] = partial(_imported, top)
 
     def __missing__(self, name: str) -> Any:
-        match self.statements.get(name):
-            case ast.ClassDef() as node:
-                self[name] = self._class(node)
-            case ast.Assign(value=value) | ast.AnnAssign(value=ast.expr() as value):
-                self[name] = self.value(value)
-            case ast.ImportFrom(module=module, level=level, names=names):
-                origin = next(alias.name for alias in names if name in (alias.asname, alias.name))
-                full = importlib.util.resolve_name("." * level + (module or ""), self.package) if level else str(module)
-                self[name] = _lookup(full, origin)
-            case ast.Import(names=names):
-                self[name] = _imported(next(a.name if a.asname else name for a in names if name in _top(a)))
-            case _:
-                raise KeyError(name)  # a builtin, which `eval` looks up next, or a function
+        self[name] = self.evaluations[name]()  # KeyError: a builtin, which `eval` looks up next, or a function
         return self[name]
 
     def value(self, node: ast.expr) -> Any:
@@ -117,27 +122,6 @@ def field_docs(node: ast.ClassDef) -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
     }
-
-
-def _bound(statement: ast.stmt) -> list[str]:
-    """The names that a statement at the top of a module binds."""
-    match statement:
-        case ast.ClassDef(name=name):
-            return [name]
-        case ast.Assign(targets=targets):
-            return [target.id for target in targets if isinstance(target, ast.Name)]
-        case ast.AnnAssign(target=ast.Name(id=name)):
-            return [name]
-        case ast.ImportFrom(names=names):
-            return [alias.asname or alias.name for alias in names]
-        case ast.Import(names=names):
-            return [name for alias in names for name in _top(alias)]
-        case _:
-            return []
-
-
-def _top(alias: ast.alias) -> tuple[str]:
-    return (alias.asname or alias.name.partition(".")[0],)
 
 
 def _lookup(module: str, name: str) -> Any:

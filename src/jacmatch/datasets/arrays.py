@@ -53,12 +53,11 @@ def from_arrays(name: str, arrays: Mapping[str, object]) -> Data:
     data = from_splits(name, train, test)
     if data.positions and ("j_train" in arrays or "j_test" in arrays):
         raise InputError(f"{name} must have no `j_train` and `j_test` with per-position labels.", do="Leave them out.")
-    if "j_train" in arrays:
-        what = f"`j_train` of {name}"
-        data = replace(data, train=_with_jacobians(train, arrays["j_train"], what, data.outputs))
-    if "j_test" in arrays:
-        data = replace(data, test=_with_jacobians(test, arrays["j_test"], f"`j_test` of {name}", data.outputs))
-    return data
+    parts = {"train": train, "test": test}
+    for part, split in parts.items():
+        if (key := f"j_{part}") in arrays:
+            parts[part] = _with_jacobians(split, arrays[key], f"`{key}` of {name}", data.outputs)
+    return replace(data, train=parts["train"], test=parts["test"])
 
 
 def from_splits(name: str, train: Split, test: Split) -> Data:

@@ -26,47 +26,27 @@ _FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow knows forty more, some of which sta
 _OPENING = threading.Lock()  # Pillow's limit is global, and files are decoded in several threads
 
 
-def pillow(caller: str) -> Any:
-    """Return the module `PIL.Image`; `caller` needs it, for the message."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        install = "Install it with: pip install pillow."
-        raise UnsupportedError(f"{caller} reads images with Pillow, which is not installed. {install}") from error
-    return Image
-
-
 def decode(
-    path: Path, *, caller: str, max_pixels: int, size: tuple[int, int] | None = None
+    file: Path | bytes, what: str = "", *, caller: str, max_pixels: int, size: tuple[int, int] | None = None
 ) -> UInt8[np.ndarray, "row column channel"]:
     """Return the pixels of an image file: one channel if the file is gray, otherwise red, green and blue.
 
     The orientation from the file's EXIF data is applied. Transparency is dropped. Of a JPEG file with several pictures
-    (MPO), the first is used.
+    (MPO), the first is used. `what` names a file in memory in messages.
     """
-    return _decoded(path, str(path), caller, max_pixels, size)
-
-
-def decode_bytes(
-    content: bytes, what: str, *, caller: str, max_pixels: int, size: tuple[int, int] | None = None
-) -> UInt8[np.ndarray, "row column channel"]:
-    """Return the pixels of an image file in memory; as `decode`, with a name for messages instead of the path."""
-    return _decoded(io.BytesIO(content), what, caller, max_pixels, size)
-
-
-def _decoded(
-    file: Path | io.BytesIO, what: str, caller: str, max_pixels: int, size: tuple[int, int] | None
-) -> UInt8[np.ndarray, "row column channel"]:
-    image_module = pillow(caller)
-    from PIL import ImageOps
-
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        install = "Install it with: pip install pillow."
+        raise UnsupportedError(f"{caller} reads images with Pillow, which is not installed. {install}") from error
+    what = what or str(file)
     with reading(what, "an image", "Repair or remove the file."):
-        with _opened(image_module, file) as image:
+        with _opened(Image, io.BytesIO(file) if isinstance(file, bytes) else file) as image:
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             _check_header(what, image.mode, image.width * image.height, frames, max_pixels)
             upright = ImageOps.exif_transpose(image).convert("L" if image.mode in _GREY else "RGB")
         if size is not None:
-            upright = upright.resize((size[1], size[0]), image_module.Resampling.BILINEAR)
+            upright = upright.resize((size[1], size[0]), Image.Resampling.BILINEAR)
         pixels = np.array(upright, dtype=np.uint8)
     return pixels.reshape(*pixels.shape[:2], -1)
 
@@ -231,7 +211,7 @@ def _pixels(
     source: Source, number: int, caller: str, size: tuple[int, int] | None
 ) -> UInt8[np.ndarray, "row column channel"]:
     content = source.read(number)
-    return decode_bytes(content, source.name(number), caller=f"`--data {caller}`", max_pixels=MAX_PIXELS, size=size)
+    return decode(content, source.name(number), caller=f"`--data {caller}`", max_pixels=MAX_PIXELS, size=size)
 
 
 def check_size(name: str, size: int) -> None:

@@ -205,24 +205,17 @@ def benchmark_engines(objective: Distillation, batch: Batch, *, rounds: int = 5)
     seconds: dict[str, list[float]] = {engine: [] for engine in _ENGINES}
     refused: dict[str, str] = {}
     with _untouched(objective, batch.x.device):
-        for number in range(rounds + 1):
-            for engine in _ENGINES:
-                if engine in refused:
-                    continue
+        for _ in range(rounds + 1):
+            for engine in [each for each in _ENGINES if each not in refused]:
                 try:
-                    spent = _step(objective, batch, engine)
+                    seconds[engine].append(_step(objective, batch, engine))
                 except UnsupportedError as error:
                     refused[engine] = str(error)
-                    continue
-                if number:
-                    seconds[engine].append(spent)
     medians: dict[str, float] = {
-        engine: statistics.median(seconds[engine]) for engine in _ENGINES if engine not in refused
+        engine: statistics.median(seconds[engine][1:]) for engine in _ENGINES if engine not in refused
     }
-    best: Engine = "differences"
-    for engine in _ENGINES:
-        if engine in medians and medians[engine] == min(medians.values()):
-            best = engine
+    measured = (engine for engine in _ENGINES if engine in medians)
+    best: Engine = min(measured, key=lambda engine: medians[engine], default="differences")
     return EngineBenchmark(best, medians, refused)
 
 

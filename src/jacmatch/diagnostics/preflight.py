@@ -16,18 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jacmatch.diagnostics import isolation
 from jacmatch.diagnostics.doctor import Diagnosis, doctor
-from jacmatch.diagnostics.isolation import (
-    AnyBatch,
-    Batch,
-    IsolatedObjective,
-    ReplayedTeacher,
-    float64_copy,
-    gradient_errors,
-    isolated_in_place,
-    keeps_results,
-    rows_of,
-)
+from jacmatch.diagnostics.isolation import AnyBatch, Batch, IsolatedObjective, ReplayedTeacher, rows_of
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import run
 from jacmatch.jacobian.callables import preserved_buffers, preserved_generators, seed_generators
@@ -119,9 +110,10 @@ def preflight_check(objective: nn.Module, batch: Batch, *, progress: float = 0.0
         codes = _of_student(objective, few)
         with in_mode(objective, training=True), _cheap_calls(objective):
             derivatives = _of_derivatives(objective, few)
-            copied = float64_copy(objective, few, progress)
+            copied = isolation.float64_copy(objective, few, progress)
             exact = copied is not None
-            with isolated_in_place(objective, few, progress) if copied is None else nullcontext(copied) as isolated:
+            context = isolation.isolated_in_place(objective, few, progress) if copied is None else nullcontext(copied)
+            with context as isolated:
                 for name, value in isolated.first.numbers.items():
                     if not math.isfinite(value):  # NaN differs from itself, also without random numbers
                         return PreflightReport((), {}, exact, elapsed(), (name, value))
@@ -192,7 +184,7 @@ def _of_student(objective: nn.Module, batch: Batch) -> list[str]:
         return []
     selected = objective.selected_outputs() if isinstance(objective, Objective) else nullcontext()
     with selected, in_mode(student, training=False), torch.no_grad():
-        stale = keeps_results(student, batch.x)
+        stale = isolation.keeps_results(student, batch.x)
         before = {name: buffer.clone() for name, buffer in student.named_buffers()}
         with preserved_buffers(student):
             outputs = []
@@ -310,7 +302,7 @@ def _of_terms(isolated: IsolatedObjective) -> tuple[list[Finding], dict[str, flo
     gradients = {name: parameter_gradients(value, isolated.parameters) for name, value in terms.items()}
     findings = [PREFLIGHT[code] for code in codes]
     errors: dict[str, float | None] = {}
-    for name, (error, wrong) in gradient_errors(isolated, gradients).items():
+    for name, (error, wrong) in isolation.gradient_errors(isolated, gradients).items():
         errors[name] = error
         if wrong:
             missing = "has no gradient" if all(g is None for g in gradients[name]) else f"is off by {error:.0%}"

@@ -4,8 +4,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,6 +17,7 @@ from jacmatch.jobs.teachers import Pretrained, evaluating
 from jacmatch.objectives import AtMixedPairs, Distillation
 from jacmatch.teachers import Answer, MemoizedTeacher, ModuleTeacher, Question
 from jacmatch.training import Training, fit
+from jacmatch.training.data import in_order
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse penalties C of a probe; cross-validation takes the one of the smallest log loss."""
@@ -105,35 +105,55 @@ class HeadTeacher:
 def head_of(network: nn.Module, split: Split) -> tuple[nn.Linear, str]:
     """Return the last linear layer, and the last layer whose output, averaged over all pixels, is its input."""
     x = split.inputs(torch.arange(min(2, len(split)))).to(next(network.parameters()).device)
-    calls: list[tuple[str, nn.Module, Any, Any]] = []
+    outputs, calls = layer_calls(network, x)
+    heads = [call for call in calls if call.output is outputs and type(call.module) is nn.Linear]
+    if not heads or heads[-1].given.dim() != 2:
+        raise InputError("A teacher must end in a linear layer to be adapted.", got="another")
+    head, features = heads[-1].module, heads[-1].given
+    layer = ""
+    for call in calls:
+        if isinstance(call.output, Tensor) and call.module is not head and call.output.dim() in (2, 4):
+            pooled = call.output.mean((2, 3)) if call.output.dim() == 4 else call.output
+            if pooled.shape == features.shape and torch.allclose(pooled, features, atol=1e-6):
+                layer = call.name
+    assert isinstance(head, nn.Linear)
+    return head, layer
 
-    def note(name: str) -> Any:
-        return lambda module, given, output: calls.append((name, module, given[0] if given else None, output))
+
+class LayerCall(NamedTuple):
+    """A call of a layer in the forward pass of a network."""
+
+    name: str
+    module: nn.Module
+    given: Any  # its first argument
+    output: Any
+
+
+def layer_calls(network: nn.Module, x: Tensor) -> tuple[Tensor, list[LayerCall]]:
+    """Return the outputs of a network at x in evaluation mode, and the calls of its layers in their order."""
+    calls: list[LayerCall] = []
+
+    def record(name: str) -> Any:
+        return lambda module, given, output: calls.append(LayerCall(name, module, given[0] if given else None, output))
 
     with ExitStack() as hooks, evaluating(network):
         for name, module in list(network.named_modules())[1:]:
-            hooks.enter_context(module.register_forward_hook(note(name)))
-        outputs = network(x)
-    heads = [(module, given) for _, module, given, output in calls if output is outputs and type(module) is nn.Linear]
-    if not heads or heads[-1][1].dim() != 2:
-        raise InputError("A teacher must end in a linear layer to be adapted.", got="another")
-    head, features = heads[-1]
-    layer = ""
-    for name, module, _, output in calls:
-        if isinstance(output, Tensor) and module is not head and output.dim() in (2, 4):
-            pooled = output.mean((2, 3)) if output.dim() == 4 else output
-            if pooled.shape == features.shape and torch.allclose(pooled, features, atol=1e-6):
-                layer = name
-    assert isinstance(head, nn.Linear)
-    return head, layer
+            hooks.enter_context(module.register_forward_hook(record(name)))
+        return network(x), calls
+
+
+def layer_path(network: nn.Module, layer: str) -> str | None:
+    """Return the path of a layer, in which names of wrappers may be omitted; None if there is none."""
+    known = dict(network.named_modules())
+    return next((prefix + layer for prefix in ("", "network.", "network.network.") if prefix + layer in known), None)
 
 
 def features_of(network: nn.Module, head: nn.Linear, split: Split) -> Float[Tensor, "sample feature"]:
     """Return the input of the last layer for all samples."""
     rows: list[Tensor] = []
     with head.register_forward_pre_hook(lambda _, given: rows.append(given[0].cpu())), evaluating(network):
-        for part in torch.split(torch.arange(len(split)), _BATCH):
-            network(split.inputs(part).to(head.weight.device))
+        for x, _ in in_order(split, _BATCH, head.weight.device):
+            network(x)
     return torch.cat(rows)
 
 
@@ -188,18 +208,13 @@ def finetuned(
     others: list[Any] = [module for module in network.modules() if module not in trained]
     frozen = [module for module in others if getattr(module, "running_mean", None) is not None]
     for module in frozen:  # the statistics stay as they are, like the weights
-        module.eval().train = partial(_unchanged, module)
+        module.eval().train = lambda mode=True, module=module: module
     try:
         fit(Distillation(network, labels=1.0, point=AtMixedPairs()), train, settings, seed=seed, device=device)
     finally:
         for module in frozen:
             del module.train
     return network.eval().requires_grad_(False)
-
-
-def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
-    """Replacement of `train` that leaves the mode unchanged."""
-    return module
 
 
 def last_block(network: nn.Module, head: nn.Linear) -> nn.Module:
@@ -228,7 +243,5 @@ def basis_of(teacher: Pretrained, images: Split, layer: str | None, k: int, whit
         if not layer:
             do = "Name the layer: --feature-layer."
             raise InputError("The teacher must have a layer that returns the input of its last one.", got="none", do=do)
-    known = dict(network.named_modules())
-    named = next((prefix + layer for prefix in ("", "network.", "network.network.") if prefix + layer in known), layer)
     with evaluating(network):
-        return ReadoutNetwork(network, PCAFeatures(named, k, whiten).fitted(network, x))
+        return ReadoutNetwork(network, PCAFeatures(layer_path(network, layer) or layer, k, whiten).fitted(network, x))

@@ -6,7 +6,6 @@ The settings of objective, teacher, data and seeds are shared with `jacmatch cac
 import inspect
 import io
 import math
-import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jacmatch import objectives
 from jacmatch.datasets import Data, Split
 from jacmatch.diagnostics import benchmark_engines
 from jacmatch.errors import InputError, unknown_name
@@ -32,36 +32,15 @@ from jacmatch.jacobian import (
     vjp,
 )
 from jacmatch.jacobian.probes import Law
-from jacmatch.jobs import networks
+from jacmatch.jobs import networks, study
 from jacmatch.jobs.networks import same_inputs, same_teacher
 from jacmatch.jobs.settings import SMOKE_JACOBIANS, TrainingFields, dense_settings, load, positive
-from jacmatch.jobs.study import (
-    Cell,
-    Progress,
-    Result,
-    Task,
-    head,
-    main_fields,
-    measured,
-    of_method,
-    row,
-    run_cells,
-    save_main,
-)
+from jacmatch.jobs.study import Cell, Done, Progress, Result, Task
 from jacmatch.jobs.teachers import Prepared, check_teacher, prepare
 from jacmatch.jobs.train import Train
 from jacmatch.losses import JacobianLoss, OutputLoss
 from jacmatch.models import ValuesOnly, catalog
-from jacmatch.objectives import (
-    POINTS,
-    AtData,
-    AtMixedPairs,
-    AtNoise,
-    Distillation,
-    GradientShare,
-    Point,
-    WeightSchedule,
-)
+from jacmatch.objectives import Distillation, GradientShare, Point
 from jacmatch.objectives.weights import Recipe, recipe
 from jacmatch.runs import Run, spread
 from jacmatch.runs.files import load as load_json
@@ -210,9 +189,9 @@ class DistillationFields(TrainingFields):
 
     def recipe(self, per_class: float | int | None, dense: bool = False) -> Recipe:
         """Return the settings that depend on the training samples per class (None in a regression)."""
-        point: Point | None = None if self.point == "auto" else AtData()
+        point: Point | None = None if self.point == "auto" else objectives.AtData()
         if self.point in ("noise", "mixed-pairs"):
-            point = AtNoise(self.noise) if self.point == "noise" else AtMixedPairs()
+            point = objectives.AtNoise(self.noise) if self.point == "noise" else objectives.AtMixedPairs()
         weight = self.jacobian_weight
         if weight is None and self.jacobian_share is not None:
             weight = GradientShare(self.jacobian_share)
@@ -226,7 +205,7 @@ class DistillationFields(TrainingFields):
             temperature=self.temperature,
             point=point,
             jacobians=weight,
-            schedule=WeightSchedule(by_data, fades_from=self.jacobian_fades_from),
+            schedule=objectives.WeightSchedule(by_data, fades_from=self.jacobian_fades_from),
         )
 
     def resolved(self, per_class: float | int | None, dense: bool = False) -> dict[str, Any]:
@@ -238,7 +217,7 @@ class DistillationFields(TrainingFields):
             else self.jacobian_share
         )
         return {
-            "point": next(name for name, kind in POINTS.items() if isinstance(chosen.point, kind)),
+            "point": next(name for name, kind in objectives.POINTS.items() if isinstance(chosen.point, kind)),
             "output_loss": chosen.output_loss,
             "temperature": chosen.temperature,
             "jacobian_share": None if share is None else float(share),
@@ -347,7 +326,6 @@ class Distill(TeachingFields):
         student = description.build()
         for method in self.methods:  # incompatible settings are refused before anything is trained
             self.objective(method, student, nn.Linear(1, 1), subset, data, self.seed)
-        start = time.perf_counter()
         with progress or Progress() as shown:
             run = self.begin("distill")
             same_inputs(run, data, networks=(description,))
@@ -369,14 +347,9 @@ class Distill(TeachingFields):
                 for seed in self.runs
                 for method in self.methods
             ]
-            return run_cells(
-                run,
-                cells,
-                partial(self._prepare, run, data, description, teacher),
-                partial(self._conclude, run, data, len(subset), teacher, checked, start),
-                device=self.device,
-                progress=shown,
-            )
+            prepare = partial(self._prepare, run, data, description, teacher)
+            conclude = partial(self._conclude, run, data, len(subset), teacher, checked)
+            return study.run_cells(run, cells, prepare, conclude, device=self.device, progress=shown)
 
     def _prepare(self, run: Run, data: Data, description: networks.Description, teacher: Prepared, cell: Cell) -> Task:
         train, validation = self.parts(data, self.samples_per_class(data), cell.seed)
@@ -387,43 +360,31 @@ class Distill(TeachingFields):
 
         def finish() -> tuple[nn.Module, dict[str, Any]]:
             return student, {
-                "teacher": measured(teacher.network, data.test, self.device),
-                "student": measured(student, data.test, self.device),
+                "teacher": study.measured(teacher.network, data.test, self.device),
+                "student": study.measured(student, data.test, self.device),
                 "agreement": agreement(student, teacher.answers, data.test, samples=self._samples(data)),
             }
 
         return Task(objective, train, validation, finish)
 
-    def _conclude(
-        self,
-        run: Run,
-        data: Data,
-        train_samples: int,
-        teacher: Prepared,
-        checked: Result,
-        start: float,
-        done: Sequence[tuple[Cell, Result]],
-    ) -> Result:
+    def _conclude(self, run: Run, data: Data, samples: int, teacher: Prepared, checked: Result, done: Done) -> Result:
         """Return the result; the last method represents the run."""
-        rows = [_row(of_method(done, method)) for method in self.methods]
-        main = of_method(done, self.methods[-1])
+        rows = [_row(study.of_method(done, method)) for method in self.methods]
+        main = study.of_method(done, self.methods[-1])
         first = {cell.method: cell for cell, _ in done if cell.seed == self.seed}
         students = {method: cell.load(run) for method, cell in first.items()}
-        save_main(run, first[self.methods[-1]], students[self.methods[-1]])
+        study.save_main(run, first[self.methods[-1]], students[self.methods[-1]])
         write_jacobian_figure(run, data, teacher.network, students, METHODS)
         return {
-            **head(run, self.seed),
             "teacher": main[0]["teacher"],
-            **main_fields(main, rows[-1]),
+            **study.main_fields(main, rows[-1]),
             "rows": rows,
-            "seconds": time.perf_counter() - start,
-            "train_samples": train_samples,
+            "train_samples": samples,
             "test_samples": len(data.test),
             "jacobian_samples": self._samples(data),
-            "resolved": self.resolved(*_of_a_class(data, train_samples)),
+            "resolved": self.resolved(*_of_a_class(data, samples)),
             "teacher_source": teacher.source,
             "teacher_check": checked,
-            "settings": self.settings(),
         }
 
     def _choose_engine(self, run: Run, objective: Distillation, train: Split) -> None:
@@ -437,8 +398,7 @@ class Distill(TeachingFields):
             partners = objective.needs_partners
             size = self.training().batch_size
             batches = Batches(train, size, seed=self.seed, augment=self.augment, partners=partners, device=device)
-            measured = benchmark_engines(objective.to(device), batches(0))
-            run.write_json(ENGINE, vars(measured))
+            run.write_json(ENGINE, vars(benchmark_engines(objective.to(device), batches(0))))
         chosen = None if run.follows else load_json(run.path / ENGINE)["engine"]
         settings.engine = ProcessGroup.current().broadcast(chosen)
 
@@ -450,7 +410,7 @@ def _row(results: Sequence[Result]) -> Result:
     """The row of a method, with the agreement that was measured."""
     known = [key for key, value in results[0]["agreement"].items() if value is not None]
     agreement = {key: spread([result["agreement"][key] for result in results]) for key in known}
-    return row(METHODS[results[0]["method"]], results, agreement=agreement)
+    return study.row(METHODS[results[0]["method"]], results, agreement=agreement)
 
 
 def write_jacobian_figure(

@@ -99,15 +99,10 @@ def describe(folder: Path) -> Description:
         raise InputError(f"{folder} must contain a trained network.", got=f"a run without {DESCRIPTION}")
     with converted_errors(f"{file} must describe a network.", "It is damaged: copy it again."):
         raw: dict[str, Any] = load(file)
-        return Description(
-            str(raw["spec"]),
-            int(raw["outputs"]),
-            tuple(int(size) for size in raw["shape"]),
-            tuple(float(value) for value in raw["mean"]),
-            tuple(float(value) for value in raw["std"]),
-            None if raw.get("size") is None else int(raw["size"]),
-            tuple(int(size) for size in raw.get("positions") or ()),
-        )
+        size, positions = raw.get("size"), tuple(map(int, raw.get("positions") or ()))
+        shape, mean, std = tuple(map(int, raw["shape"])), tuple(map(float, raw["mean"])), tuple(map(float, raw["std"]))
+        size = None if size is None else int(size)
+        return Description(str(raw["spec"]), int(raw["outputs"]), shape, mean, std, size, positions)
 
 
 def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -> nn.Module:

@@ -1,6 +1,5 @@
 """`jacmatch robust`: training with a penalty on the network's own Jacobian or with noise, against noisy inputs."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, Loss
 from jacmatch.jobs import networks, study
 from jacmatch.jobs.networks import same_inputs
 from jacmatch.jobs.settings import TrainingFields, flag, load, positive
-from jacmatch.jobs.study import NO_AGREEMENT, Cell, Progress, Result, Task
+from jacmatch.jobs.study import NO_AGREEMENT, Cell, Done, Progress, Result, Task
 from jacmatch.objectives import Robustness
 from jacmatch.objectives.robustness import FORMS, Form
 from jacmatch.report import Table
@@ -103,7 +102,6 @@ class Robust(TrainingFields):
         student = description.build()
         for variant in variants:  # incompatible settings are refused before anything is trained
             self.objective(variant, student, data, self.seed)
-        start = time.perf_counter()
         run = self.begin("robust")
         same_inputs(run, data, networks=(description,))
         cells = [
@@ -121,14 +119,9 @@ class Robust(TrainingFields):
             for variant in variants
         ]
         with progress or Progress() as shown:
-            return study.run_cells(
-                run,
-                cells,
-                partial(self._prepare, data, description, {variant.method: variant for variant in variants}),
-                partial(self._conclude, run, data, len(subset), variants, start),
-                device=self.device,
-                progress=shown,
-            )
+            prepare = partial(self._prepare, data, description, {variant.method: variant for variant in variants})
+            conclude = partial(self._conclude, run, data, len(subset), variants)
+            return study.run_cells(run, cells, prepare, conclude, device=self.device, progress=shown, tables=tables)
 
     def _prepare(
         self, data: Data, description: networks.Description, variants: Mapping[str, Variant], cell: Cell
@@ -148,31 +141,18 @@ class Robust(TrainingFields):
 
         return Task(objective, train, validation, finish)
 
-    def _conclude(
-        self,
-        run: Run,
-        data: Data,
-        train_samples: int,
-        variants: Sequence[Variant],
-        start: float,
-        done: Sequence[tuple[Cell, Result]],
-    ) -> Result:
+    def _conclude(self, run: Run, data: Data, samples: int, variants: Sequence[Variant], done: Done) -> Result:
         rows = {variant.method: _row(variant, study.of_method(done, variant.method)) for variant in variants}
         main = variants[max(len(self.penalty_weight), 1) - 1].method
-        result = {
-            **study.head(run, self.seed),
+        study.save_main(run, next(cell for cell, _ in done if cell.method == main))
+        return {
             "teacher": None,
             **study.main_fields(study.of_method(done, main), rows[main]),
             "variants": list(rows.values()),
-            "seconds": time.perf_counter() - start,
-            "train_samples": train_samples,
+            "train_samples": samples,
             "test_samples": len(data.test),
             "batch_size": self.training().batch_size,
-            "settings": self.settings(),
         }
-        result["tables"] = [table.plain() for table in tables(result)]
-        study.save_main(run, next(cell for cell, _ in done if cell.method == main))
-        return result
 
     def _check(self) -> None:
         positive("robust", seeds=self.seeds, probes=self.probes, draws=self.draws, steps=self.steps)

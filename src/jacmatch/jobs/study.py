@@ -24,7 +24,7 @@ from jacmatch.jacobian import unverified
 from jacmatch.jobs import networks
 from jacmatch.jobs.settings import JobFields
 from jacmatch.models import count_parameters
-from jacmatch.report import write_report
+from jacmatch.report import Table, write_report
 from jacmatch.runs import Run, spread, threads
 from jacmatch.training import Fitted, Training, evaluate, fit
 from jacmatch.training.distributed import ProcessGroup
@@ -54,7 +54,8 @@ class Progress:
             disable=not shown or not sys.stderr.isatty(),
         )
         self._in_log = shown and not sys.stderr.isatty()
-        self._now, self._last = "The job", time.monotonic()  # the present state; the time of the last line
+        self._now, self._began = "The job", time.monotonic()
+        self._last = self._began  # the time of the last line
         self._end = threading.Event()
         self._watch = threading.Thread(target=self._repeat, daemon=True)
 
@@ -71,6 +72,10 @@ class Progress:
         self._end.set()
         if self._watch.is_alive():
             self._watch.join()
+
+    def elapsed(self) -> float:
+        """Return the seconds since this was made."""
+        return time.monotonic() - self._began
 
     def message(self, line: str) -> None:
         """Print a line on stderr, above the bars."""
@@ -151,6 +156,10 @@ class Cell:
         return networks.load_own(folder, saved if saved in self.others else self.network.spec)
 
 
+Done = Sequence[tuple[Cell, Result]]
+"""The finished cells of a study and their results."""
+
+
 @dataclass(frozen=True)
 class Task:
     """The objective and student of a cell, and the functions that are called after the training.
@@ -175,12 +184,16 @@ def run_cells(
     run: Run,
     cells: Iterable[Cell],
     prepare: Callable[[Cell], Task],
-    conclude: Callable[[Sequence[tuple[Cell, Result]]], Result],
+    conclude: Callable[[Done], Result],
     *,
     device: str,
     progress: Progress,
+    tables: Callable[[Result], list[Table]] = lambda result: [],
 ) -> Result:
-    """Train all cells that are not finished, then write the result and the report of the run."""
+    """Train all cells that are not finished, then write the result and the report of the run.
+
+    `conclude` returns what is not in every result; `tables` receives the whole.
+    """
     done, steps = [], 0
     # The pre-flight check of a smoke run verifies the derivatives once, on few samples.
     with unverified() if run.settings.get("smoke") else nullcontext():
@@ -196,7 +209,9 @@ def run_cells(
                 done.append((cell, child.result))
         if run.follows:
             return unfinished(run, steps)
-        result = conclude(done)
+        result = {**head(run, done[0][0].seed), **conclude(done)}
+        result |= {"seconds": progress.elapsed(), "settings": run.settings}
+        result |= {"tables": [table.plain() for table in shown]} if (shown := tables(result)) else {}
     report = write_report(run.path, result)
     run.write_result(result)
     return {**result, "out": str(run.path), "report": str(report)}
@@ -278,7 +293,7 @@ def save_main(run: Run, cell: Cell, loaded: nn.Module | None = None) -> nn.Modul
     return network
 
 
-def of_method(done: Sequence[tuple[Cell, Result]], method: str) -> list[Result]:
+def of_method(done: Done, method: str) -> list[Result]:
     """Return the results of one method, in the order of the seeds."""
     return [result for cell, result in done if cell.method == method]
 

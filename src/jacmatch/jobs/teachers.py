@@ -23,6 +23,7 @@ from jacmatch.jobs.study import Progress
 from jacmatch.jobs.train import Train
 from jacmatch.models import Resized, catalog
 from jacmatch.models.catalog import IMAGENET_MEAN, IMAGENET_STD
+from jacmatch.models.values import onnx
 from jacmatch.runs import CHECKPOINT, RESULT, Run
 from jacmatch.runs.files import LOCK, disk, hold
 from jacmatch.runs.folder import tidy
@@ -154,19 +155,24 @@ def trained_first(model: str, source: Data, recipe: Train, progress: Progress) -
     return Pretrained(network, Description.of(model, source), tuple(source.shape), source)
 
 
-def from_run(folder: str, shape: tuple[int, ...], *, allow_code: bool = False) -> Pretrained:
-    """Return the network of a run folder; the target's images are resized to its own image size."""
-    description = networks.describe(Path(folder))
-    network = networks.load_student(folder, allow_code=allow_code)
-    return Pretrained(_fitted(network, description.shape, shape).eval(), description, shape)
-
-
-def from_weights(
-    spec: str, outputs: int, shape: tuple[int, ...], size: int | None, weights: networks.Weights
-) -> Pretrained:
-    """Return a model with weights of a file."""
-    own = shape if size is None else (shape[0], size, size)
-    if (known := catalog.preprocessing(spec)) is not None and known.fixed and size is None:
+def pretrained(
+    spec: str, outputs: int, shape: tuple[int, ...], weights: networks.Weights, *, allow_code: bool = False
+) -> Pretrained | None:
+    """Return the teacher of a run folder, an ONNX file or a weights file; None if there are no weights."""
+    if networks.is_run(spec):
+        if weights.path is not None:
+            raise InputError("A run folder already contains its weights.", got=str(weights.path))
+        description = networks.describe(Path(spec))
+        network = networks.load_student(spec, allow_code=allow_code)
+        return Pretrained(_fitted(network, description.shape, shape).eval(), description, shape)
+    if spec.startswith("onnx:"):
+        values = onnx(spec.removeprefix("onnx:"), None, tuple(shape), weights.mean, weights.std)
+        outputs = values(torch.zeros(1, *shape)).shape[1]
+        return Pretrained(values, Description(spec, outputs, tuple(shape), (), ()), shape)
+    if weights.path is None and not spec.startswith("hf:"):
+        return None
+    own = shape if weights.size is None else (shape[0], weights.size, weights.size)
+    if (known := catalog.preprocessing(spec)) is not None and known.fixed and weights.size is None:
         own = (shape[0], known.size, known.size)
     known_outputs = None if spec.startswith("hf:") else outputs  # such a folder contains the number
     network, description = networks.with_weights(spec, known_outputs, own, replace(weights, size=0))

@@ -1,8 +1,6 @@
 """`jacmatch transfer`: a pretrained teacher → a student of another architecture, on a small target set."""
 
 import copy
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,6 @@ from jacmatch.datasets import Data, Split, of_classes, per_class
 from jacmatch.errors import InputError
 from jacmatch.jacobian import ESTIMATORS, BatchNormPolicy, Estimator, NoiseAveraged, PCAFeatures, SubspaceInputs
 from jacmatch.jobs import networks, study, transfer_results
-from jacmatch.jobs import teachers as pretrained
 from jacmatch.jobs.adaptation import HeadTeacher, basis_of, finetuned, probed
 from jacmatch.jobs.networks import Description, same_inputs
 from jacmatch.jobs.settings import (
@@ -29,13 +26,12 @@ from jacmatch.jobs.settings import (
     positive,
     without_labels,
 )
-from jacmatch.jobs.study import Cell, Progress, Result, Task, over_seeds
-from jacmatch.jobs.teachers import Pretrained, check_teacher
+from jacmatch.jobs.study import Cell, Done, Progress, Result, Task, over_seeds
+from jacmatch.jobs.teachers import Pretrained, check_teacher, pretrained, trained_first
 from jacmatch.jobs.train import Train
-from jacmatch.jobs.transfer_results import chosen_pairs, named_pairs, not_converged, row, tables, useless_probe
+from jacmatch.jobs.transfer_results import METHODS, RECIPES, Method
 from jacmatch.losses import JacobianLoss, OutputLoss
 from jacmatch.models import FirstOutputs, ValuesOnly, count_parameters
-from jacmatch.models.values import onnx
 from jacmatch.objectives import AtMixedPairs, Distillation, GradientShare
 from jacmatch.objectives.transfer import Pair
 from jacmatch.objectives.transfer import Transfer as Objective
@@ -44,49 +40,6 @@ from jacmatch.teachers import MemoizedTeacher, ModuleTeacher, Teacher, as_teache
 from jacmatch.training import Training, evaluate
 from jacmatch.training.state import channels_last
 
-# fmt: off
-Method = Literal[
-    "labels", "oracle", "lwf", "lwf+jacobians", "lwf+attention", "lwf+attention+jacobians",
-    "mixup", "adapt", "adapt+jacobians", "adapt+attention", "adapt+attention+jacobians",
-    "features", "features+jacobians",
-]
-# fmt: on
-METHODS: dict[str, str] = {
-    "labels": "labels only",
-    "oracle": "teacher fine-tuned (oracle)",
-    "lwf": "LwF: labels + outputs",
-    "lwf+jacobians": "LwF + Jacobians",
-    "lwf+attention": "LwF + attention",
-    "lwf+attention+jacobians": "LwF + attention + Jacobians",
-    "mixup": "labels, mixed pairs",
-    "adapt": "probe on the teacher, then its outputs",
-    "adapt+jacobians": "probe, outputs + Jacobians",
-    "adapt+attention": "probe, outputs + attention",
-    "adapt+attention+jacobians": "probe, outputs + attention + Jacobians",
-    "features": "labels + PCA features",
-    "features+jacobians": "labels + PCA features + Jacobians",
-}
-"""Names of the methods in tables; the first six are the rows of the paper."""
-PAPER = tuple(METHODS)[:6]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Defaults of a recipe: the methods, the point, and the loss of the outputs."""
-
-    methods: tuple[str, ...]
-    point: Literal["data", "mixed-pairs"]
-    output_loss: OutputLoss
-    temperature: float
-
-
-RECIPES = {
-    "adapt": Recipe(("mixup", "adapt", "adapt+jacobians"), "mixed-pairs", "kl", 1.0),
-    "lwf": Recipe(("mixup", "lwf", "lwf+attention", "lwf+attention+jacobians"), "mixed-pairs", "kl", 4.0),
-    "features": Recipe(("mixup", "features", "features+jacobians"), "mixed-pairs", "squared", 1.0),
-    "paper": Recipe(PAPER, "data", "squared", 2.0),
-}
-"""The recipes of `--recipe`; the first is the default."""
 _NO_LABEL = -100
 FAR = 300
 """Number of unseen images for distances and the bound."""
@@ -244,7 +197,6 @@ class Transfer(TrainingFields):
     def run(self, progress: Progress | None = None) -> Result:
         """Train and measure, and return the result that is written to the run folder."""
         self.check()
-        start = time.perf_counter()
         with progress or Progress() as shown:
             ready = self.ready(shown)
             if self.teacher_weights is not None or self.teacher.startswith(("hf:", "onnx:")):
@@ -256,10 +208,9 @@ class Transfer(TrainingFields):
             same_inputs(run, ready.data, ready.teacher.network, (ready.description,))
             seeds = range(self.seed, self.seed + (1 if self.smoke else self.seeds))
             cells = [self._cell(seed, method, ready) for seed in seeds for method in self.chosen]
-            conclude = partial(self._conclude, run, ready, subset, start)
-            return study.run_cells(
-                run, cells, partial(self._prepare, ready), conclude, device=self.device, progress=shown
-            )
+            prepare, conclude = partial(self._prepare, ready), partial(self._conclude, run, ready, subset)
+            end: dict[str, Any] = {"progress": shown, "tables": transfer_results.tables}
+            return study.run_cells(run, cells, prepare, conclude, device=self.device, **end)
 
     def _cell(self, seed: int, method: str, ready: Ready) -> Cell:
         network = None if method == "oracle" else ready.description
@@ -291,11 +242,9 @@ class Transfer(TrainingFields):
 
         return Task(objective, self.training_images(cell.method, labelled, images), held_out, finish)
 
-    def _conclude(
-        self, run: Run, ready: Ready, subset: Split, start: float, done: Sequence[tuple[Cell, Result]]
-    ) -> Result:
+    def _conclude(self, run: Run, ready: Ready, subset: Split, done: Done) -> Result:
         """The result; the best student on held-out images represents the run, or the last one where there are none."""
-        rows = {method: row(METHODS[method], study.of_method(done, method)) for method in self.chosen}
+        rows = {method: transfer_results.row(METHODS[method], study.of_method(done, method)) for method in self.chosen}
         students = [method for method in self.chosen if method != "oracle"] or list(self.chosen)
         held_out = {method: rows[method]["validation_accuracy"] for method in students}
         main = max(students, key=lambda each: held_out[each]["mean"]) if all(held_out.values()) else students[-1]
@@ -310,8 +259,7 @@ class Transfer(TrainingFields):
             others["source"] = mixed(teacher.source.train, len(far)).inputs()
         layer = ready.pairs[-1][1] if ready.pairs else None
         distances = {name: transfer_results.distances(teacher.network, layer, near, x) for name, x in others.items()}
-        result = {
-            **study.head(run, self.seed),
+        return {
             "teacher": {
                 "accuracy": transfer_results.nearest_mean_accuracy(teacher.network, subset, test, ready.classes),
                 "accuracy_of": "nearest class mean of its outputs",
@@ -328,12 +276,12 @@ class Transfer(TrainingFields):
             "unlabelled_samples": len(self.unlabelled_images(ready, subset, self.seed) or ()),
             "test_samples": len(ready.data.test),
             "resolved": {"point": self.at, "output_loss": self.compared[0], "temperature": self.compared[1]},
-            "notes": [*self._notes(ready), *useless_probe(rows, probes), *not_converged(run, done)],
-            "seconds": time.perf_counter() - start,
-            "settings": self.settings(),
+            "notes": [
+                *transfer_results.larger_student(self.network_of("mixup", ready), teacher.network),
+                *transfer_results.useless_probe(rows, probes),
+                *transfer_results.not_converged(run, done),
+            ],
         }
-        result["tables"] = [table.plain() for table in tables(result)]
-        return result
 
     def check(self) -> None:
         """Check the settings that need no data.
@@ -446,36 +394,27 @@ class Transfer(TrainingFields):
         """Return the layers that are compared: as named, or chosen by resolution."""
         student, teacher = ready.student(), ready.teacher.network
         if self.pairs:
-            return named_pairs(self.pairs, student, teacher)
-        return chosen_pairs(student, teacher, ready.data.shape, self.depths)
+            return transfer_results.named_pairs(self.pairs, student, teacher)
+        return transfer_results.chosen_pairs(student, teacher, ready.data.shape, self.depths)
 
     def _teacher(self, data: Data, progress: Progress) -> tuple[Pretrained, Data]:
         if networks.is_run(self.teacher):
-            if self.teacher_weights is not None:
-                raise InputError("A run folder already contains its weights.", got=str(self.teacher_weights))
-            teacher = pretrained.from_run(self.teacher, data.shape, allow_code=self.allow_code)
             of_run = Run.open(self.teacher, finished=False).settings.get("data")
-            if of_run == self.data and teacher.description.outputs == data.outputs:
+            if of_run == self.data and networks.describe(Path(self.teacher)).outputs == data.outputs:
                 rule = "`--teacher` of `transfer` must have been trained on other classes than those of --data."
                 do = f"Use `jacmatch distill --data {self.data} --teacher {self.teacher}`."
                 raise InputError(rule, got=f"a run on {of_run}", do=do)
-            return teacher, data
-        if self.teacher.startswith("onnx:"):
-            shape = tuple(data.shape)
-            network = onnx(self.teacher.removeprefix("onnx:"), None, shape, self.teacher_mean, self.teacher_std)
-            outputs = network(torch.zeros(1, *shape)).shape[1]
-            return Pretrained(network, Description(self.teacher, outputs, shape, (), ()), shape), data
-        if self.teacher_weights is not None or self.teacher.startswith("hf:"):
-            weights = networks.Weights(self.teacher_weights, self.teacher_mean, self.teacher_std)
-            size = self.teacher_size
-            return pretrained.from_weights(self.teacher, self.teacher_outputs, data.shape, size, weights), data
+        weights = networks.Weights(self.teacher_weights, self.teacher_mean, self.teacher_std, self.teacher_size)
+        own = pretrained(self.teacher, self.teacher_outputs, data.shape, weights, allow_code=self.allow_code)
+        if own is not None:
+            return own, data
         count, classes = self.source_classes or data.outputs // 2, data.outputs
         if not 2 <= count <= classes - 2:
             rule = "`--source-classes` of `transfer` must leave two classes each for teacher and target."
             raise InputError(rule, got=f"{count} of {classes}", do="Give a teacher that is trained already.")
         recipe = Train(**self.teacher_settings())
         source = of_classes(data, range(count))
-        return pretrained.trained_first(self.teacher, source, recipe, progress), of_classes(data, range(count, classes))
+        return trained_first(self.teacher, source, recipe, progress), of_classes(data, range(count, classes))
 
     def unlabelled_images(self, ready: Ready, labelled: Split, seed: int) -> Split | None:
         """Return the images that are learned from without labels; None without `--unlabelled`.
@@ -644,12 +583,6 @@ class Transfer(TrainingFields):
             near, unseen = (each.to(device) for each in self.images(ready, train, far))
             result["bound"] = transfer_results.bound(network, teacher.to(device), first, *self.compared, near, unseen)
         return result
-
-    def _notes(self, ready: Ready) -> list[str]:
-        """Return notes about the networks, for the report."""
-        sizes = count_parameters(self.network_of("mixup", ready)), count_parameters(ready.teacher.network)
-        note = f"The student has more parameters than its teacher, {sizes[0]:,} against {sizes[1]:,}."
-        return [note] if sizes[0] > sizes[1] else []
 
     def images(self, ready: Ready, train: Split, count: int = FAR) -> tuple[torch.Tensor, torch.Tensor]:
         """Return training images and unseen images of the target, at most `count` of each, of mixed classes."""

@@ -1,9 +1,8 @@
 """What `jacmatch transfer` compares and reports: pairs of layers, distances, rows of methods, notes and tables."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +11,12 @@ from jacmatch.datasets import Split
 from jacmatch.datasets.distances import Bound, Distances
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.jacobian import Estimator, PooledFeatures, vjp
-from jacmatch.jacobian.modules import in_mode
 from jacmatch.jobs import study
-from jacmatch.jobs.study import Cell, Result, over_seeds
+from jacmatch.jobs.adaptation import layer_calls, layer_path
+from jacmatch.jobs.study import Done, Result, over_seeds
 from jacmatch.jobs.teachers import evaluating
-from jacmatch.losses import hinton_kl
+from jacmatch.losses import OutputLoss, hinton_kl
+from jacmatch.models import count_parameters
 from jacmatch.objectives import AtData, Distillation
 from jacmatch.objectives.terms import Batch
 from jacmatch.objectives.transfer import Pair, Transfer
@@ -24,24 +24,61 @@ from jacmatch.report import Table
 from jacmatch.report.tables import NOTHING, entry
 from jacmatch.runs import Run, read_metrics, spread
 from jacmatch.teachers import ModuleTeacher, Question
+from jacmatch.training.data import in_order
+
+# fmt: off
+Method = Literal[
+    "labels", "oracle", "lwf", "lwf+jacobians", "lwf+attention", "lwf+attention+jacobians",
+    "mixup", "adapt", "adapt+jacobians", "adapt+attention", "adapt+attention+jacobians",
+    "features", "features+jacobians",
+]
+# fmt: on
+METHODS: dict[str, str] = {
+    "labels": "labels only",
+    "oracle": "teacher fine-tuned (oracle)",
+    "lwf": "LwF: labels + outputs",
+    "lwf+jacobians": "LwF + Jacobians",
+    "lwf+attention": "LwF + attention",
+    "lwf+attention+jacobians": "LwF + attention + Jacobians",
+    "mixup": "labels, mixed pairs",
+    "adapt": "probe on the teacher, then its outputs",
+    "adapt+jacobians": "probe, outputs + Jacobians",
+    "adapt+attention": "probe, outputs + attention",
+    "adapt+attention+jacobians": "probe, outputs + attention + Jacobians",
+    "features": "labels + PCA features",
+    "features+jacobians": "labels + PCA features + Jacobians",
+}
+"""Names of the methods in tables; the first six are the rows of the paper."""
+PAPER = tuple(METHODS)[:6]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults of a recipe: the methods, the point, and the loss of the outputs."""
+
+    methods: tuple[str, ...]
+    point: Literal["data", "mixed-pairs"]
+    output_loss: OutputLoss
+    temperature: float
+
+
+RECIPES = {
+    "adapt": Recipe(("mixup", "adapt", "adapt+jacobians"), "mixed-pairs", "kl", 1.0),
+    "lwf": Recipe(("mixup", "lwf", "lwf+attention", "lwf+attention+jacobians"), "mixed-pairs", "kl", 4.0),
+    "features": Recipe(("mixup", "features", "features+jacobians"), "mixed-pairs", "squared", 1.0),
+    "paper": Recipe(PAPER, "data", "squared", 2.0),
+}
+"""The recipes of `--recipe`; the first is the default."""
 
 
 def layers_by_resolution(network: nn.Module, shape: tuple[int, ...]) -> list[str]:
     """Return the last layer of each resolution of the feature maps, from large to small, without single pixels."""
-    last: dict[tuple[int, ...], str] = {}
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.dim() == 4 and min(output.shape[2:]) > 1:
-                last[tuple(output.shape[2:])] = name
-
-        return hook
-
-    like = next(network.parameters())
-    with ExitStack() as hooks, in_mode(network, training=False), torch.no_grad():
-        for name, module in list(network.named_modules())[1:]:
-            hooks.enter_context(module.register_forward_hook(watch(name)))
-        network(torch.zeros(2, *shape, device=like.device, dtype=like.dtype))
+    _, calls = layer_calls(network, torch.zeros(2, *shape).to(next(network.parameters())))
+    last = {
+        tuple(call.output.shape[2:]): call.name
+        for call in calls
+        if isinstance(call.output, Tensor) and call.output.dim() == 4 and min(call.output.shape[2:]) > 1
+    }
     return [last[size] for size in sorted(last, key=lambda size: -size[0] * size[1])]
 
 
@@ -76,10 +113,9 @@ def named_pairs(pairs: Sequence[str], student: nn.Module, teacher: nn.Module) ->
 
 
 def _path(who: str, network: nn.Module, layer: str) -> str:
+    if (path := layer_path(network, layer)) is not None:
+        return path
     known = [name for name, _ in network.named_modules() if name]
-    for prefix in ("", "network.", "network.network."):
-        if prefix + layer in known:
-            return prefix + layer
     shown = [name.removeprefix("network.").removeprefix("network.") for name in known]
     raise unknown_name(f"A layer of the {who} in `--pairs`", layer, [name for name in shown if name != "network"])
 
@@ -124,6 +160,13 @@ def loss_falls(
     return (1 - end / middle, 1 - end / sums[0][1]) if min(middle, sums[0][1]) > 0 else (0.0, 1.0)
 
 
+def larger_student(student: nn.Module, teacher: nn.Module) -> list[str]:
+    """Return a sentence where the student has more parameters than its teacher."""
+    sizes = count_parameters(student), count_parameters(teacher)
+    note = f"The student has more parameters than its teacher, {sizes[0]:,} against {sizes[1]:,}."
+    return [note] if sizes[0] > sizes[1] else []
+
+
 def useless_probe(rows: Mapping[str, Result], probes: Sequence[float]) -> list[str]:
     """Return a sentence where the probed teacher is no better than a student that learns from labels alone."""
     alone = [rows[method]["accuracy"]["mean"] for method in ("labels", "mixup") if method in rows]
@@ -135,7 +178,7 @@ def useless_probe(rows: Mapping[str, Result], probes: Sequence[float]) -> list[s
     ]
 
 
-def not_converged(run: Run, done: Sequence[tuple[Cell, Result]]) -> list[str]:
+def not_converged(run: Run, done: Done) -> list[str]:
     """Return a sentence for each method whose loss was still falling in the end, or has hardly fallen at all."""
     notes = []
     for method in dict.fromkeys(cell.method for cell, _ in done):
@@ -309,8 +352,8 @@ def bound(
             norms.append(gradient.flatten(1).norm(dim=1))
     losses, steepest = torch.cat(values), float(torch.cat(norms).max())
     unseen, seen = losses[: len(far)], losses[len(far) :]
-    constant = max(steepest, Bound.of(far, near, unseen, seen).lipschitz)
-    return named(Bound.of(far, near, unseen, seen, constant))
+    terms = Bound.of(far, near, unseen, seen)
+    return named(replace(terms, lipschitz=max(steepest, terms.lipschitz)))
 
 
 def named(terms: Bound) -> dict[str, float]:
@@ -337,8 +380,7 @@ def nearest_mean_accuracy(teacher: nn.Module, train: Split, test: Split, classes
 def _outputs(teacher: nn.Module, split: Split) -> Tensor:
     device = next(teacher.parameters(), torch.empty(0)).device
     with evaluating(teacher):
-        parts = (split.inputs(rows).to(device) for rows in torch.split(torch.arange(len(split)), 2 * _BATCH))
-        return torch.cat([teacher(x).cpu() for x in parts])
+        return torch.cat([teacher(x).cpu() for x, _ in in_order(split, 2 * _BATCH, device)])
 
 
 def _needed(outputs: Tensor | None) -> Tensor:

@@ -106,6 +106,7 @@ def _version(package: str) -> str | None:
 TRAINING_JOBS = frozenset({"train", "distill", "robust", "transfer", "surrogate"})
 _GENERAL = ("job", "version", "seed", "seconds", "settings")
 _TRAINING = ("teacher", "student", "agreement", "samples_per_second", "peak_memory_bytes")
+_AGREEMENT = ("top1", "jacobian_cosine", "jacobian_relative_error")
 # Lowest, highest, whether null is allowed. An accuracy above 1 is a percentage.
 _RANGES = {
     "seed": (-math.inf, math.inf, False),
@@ -148,24 +149,24 @@ def check(result: Mapping[str, Any], job: str, version: str, settings: Mapping[s
     for key, own in (("job", job), ("version", version), ("settings", settings)):
         if result[key] != own:
             raise InputError(f"`result.{key}` must be the {key} of its run, {own!r}.", got=repr(result[key])[:_SHOWN])
-    for key in ("seed", "seconds", "samples_per_second", "peak_memory_bytes"):
-        if key in result:
-            _in_range(result, key, "result")
+    _in_ranges(result, ("seed", "seconds", "samples_per_second", "peak_memory_bytes"), "result")
     if not training:
         return
-    for who in ("teacher", "student"):
-        _network(result[who], f"result.{who}")
-    if result["teacher"] is None and result["student"] is None:
+    networks = {f"result.{who}": result[who] for who in ("teacher", "student") if result[who] is not None}
+    for where, network in networks.items():
+        _have(network, ("parameters",), where)
+        if not {"accuracy", "rmse"} & network.keys():
+            rule = f"`{where}` must have `accuracy` (classes) or `rmse` (regression)."
+            raise InputError(rule, got=repr(sorted(network))[:_SHOWN])
+        _in_ranges(network, ("accuracy", "rmse", "parameters"), where)
+    if not networks:
         raise InputError("`result` must have a `teacher` or a `student`.", got="null for both")
     rows = result.get("rows")
     for number, row in enumerate(rows if isinstance(rows, list) else ()):
         _row(row, f"result.rows[{number}]")
-    agreement = result["agreement"]
-    if agreement is not None:
-        keys = ("top1", "jacobian_cosine", "jacobian_relative_error")
-        _have(agreement, keys, "result.agreement")
-        for key in keys:
-            _in_range(agreement, key, "result.agreement")
+    if result["agreement"] is not None:
+        _have(result["agreement"], _AGREEMENT, "result.agreement")
+        _in_ranges(result["agreement"], _AGREEMENT, "result.agreement")
 
 
 def _have(value: object, keys: Sequence[str], where: str) -> None:
@@ -179,8 +180,8 @@ def _have(value: object, keys: Sequence[str], where: str) -> None:
 
 def _row(row: object, where: str) -> None:
     """Refuse a row of a comparison with a mean, deviation or value that is no number or out of range."""
-    if not isinstance(row, Mapping):
-        raise InputError(f"`{where}` must be an object.", got=repr(row)[:_SHOWN])
+    _have(row, (), where)
+    assert isinstance(row, Mapping)
     inner = row.get("agreement")
     for values in (row, inner if isinstance(inner, Mapping) else {}):
         for key in _RANGES.keys() & values.keys():
@@ -193,17 +194,10 @@ def _row(row: object, where: str) -> None:
                 _in_range({"seconds": numbers["std"] or 0.0}, "seconds", f"{where}.{key}.std")
 
 
-def _network(network: object, where: str) -> None:
-    if network is None:
-        return
-    _have(network, ("parameters",), where)
-    assert isinstance(network, Mapping)
-    measures = [key for key in ("accuracy", "rmse") if key in network]
-    if not measures:
-        rule = f"`{where}` must have `accuracy` (classes) or `rmse` (regression)."
-        raise InputError(rule, got=repr(sorted(network))[:_SHOWN])
-    for key in (*measures, "parameters"):
-        _in_range(network, key, where)
+def _in_ranges(values: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    for key in keys:
+        if key in values:
+            _in_range(values, key, where)
 
 
 def _in_range(values: Mapping[str, Any], key: str, where: str, *, whole: bool = True) -> None:

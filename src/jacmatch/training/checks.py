@@ -9,7 +9,6 @@ weights if they are finite, and otherwise with those of the last checkpoint.
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,18 +54,14 @@ def check_after_backward(state: State) -> None:
     if not state.settings.doctor:
         return
     _check_teacher_again(state)
-    if state.step:
-        return
-    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+    if state.step or state.ranks.size == 1:
         return
     trained = [p for p in state.objective.parameters() if p.requires_grad]
     tensors = [each for p in trained for each in (p.detach(), p.grad) if each is not None]
     whole = [each for each in tensors if not hasattr(each, "full_tensor")]  # FSDP shards the others
     sums = torch.stack([part for each in whole for part in (each.double().sum(), each.double().square().sum())])
-    sums = sums.nan_to_num()
-    lowest, highest = sums.clone(), sums.clone()
-    distributed.all_reduce(lowest, distributed.ReduceOp.MIN)
-    distributed.all_reduce(highest, distributed.ReduceOp.MAX)
+    rows = state.ranks.all_gather(sums.nan_to_num().cpu())
+    lowest, highest = rows.amin(0), rows.amax(0)
     if not bool((highest - lowest <= 1e-5 * torch.maximum(highest.abs(), lowest.abs()) + 1e-12).all()):
         raise UnsupportedError(f"After the first backward: {PREFLIGHT['ranks-differ']}")
 
@@ -87,21 +82,15 @@ _REMEDIES = {
 }
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A copy of the state that a step changes, made before the step."""
-
-    tensors: list[tuple[Tensor, Tensor]]
-    known: set[int]
+Snapshot = dict[Tensor, Tensor]
+"""A copy of each tensor that a step changes, made before the step."""
 
 
 @torch.no_grad()
 def before(state: State) -> Snapshot | None:
     """Copy the state that a step changes if steps that are not finite are skipped, else return None."""
-    if state.settings.on_not_finite != "skip":
-        return None
-    changed = _changed(state)
-    return Snapshot([(tensor, tensor.clone()) for tensor in changed], {id(tensor) for tensor in changed})
+    skips = state.settings.on_not_finite == "skip"
+    return {tensor: tensor.clone() for tensor in _changed(state)} if skips else None
 
 
 def monitored(state: State, terms: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -120,7 +109,7 @@ def monitored(state: State, terms: dict[str, Tensor]) -> dict[str, Tensor]:
     if state.settings.on_not_finite == "skip":
         bad = ~(torch.stack([value.detach().float() for value in terms.values()]).isfinite().all() & norm.isfinite())
         bad = bad.float()
-        if distributed.is_available() and distributed.is_initialized():
+        if state.ranks.size > 1:
             distributed.all_reduce(bad, distributed.ReduceOp.MAX)
         samples[SKIPPED] = bad
     return samples
@@ -132,11 +121,9 @@ def undo(state: State, saved: Snapshot | None, terms: dict[str, Tensor]) -> None
     if saved is None:
         return
     bad = terms[SKIPPED] > 0
-    for tensor, value in saved.tensors:
-        tensor.copy_(torch.where(bad.to(tensor.device), value, tensor))
     for tensor in _changed(state):  # the optimizer makes its state, which begins as zeros, in its first step
-        if id(tensor) not in saved.known:
-            tensor.copy_(torch.where(bad.to(tensor.device), torch.zeros_like(tensor), tensor))
+        value = saved.get(tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
+        tensor.copy_(torch.where(bad.to(tensor.device), value, tensor))
 
 
 def _changed(state: State) -> list[Tensor]:

@@ -72,12 +72,16 @@ def in_order(
     split: Split, batch_size: int, device: torch.device
 ) -> Iterator[tuple[Float[Tensor, "batch *input"], Shaped[Tensor, "batch *row"]]]:
     """Iterate over all samples in order: inputs and labels on the device, read ahead if they are on disk."""
-    blocks = torch.split(torch.arange(len(split)), batch_size)
+    for rows, stored in _blocks(split, batch_size):
+        yield as_floats(stored.to(device)), split.y[rows.to(split.y.device)].to(device)
+
+
+def _blocks(split: Split, size: int) -> Iterator[tuple[Int64[Tensor, "batch"], Shaped[Tensor, "batch *input"]]]:
+    """Iterate over row numbers and stored inputs of all samples in order."""
+    blocks = torch.split(torch.arange(len(split)), size)
     workers = _WORKERS if isinstance(split.x, Streamed) else 0
     with closing(Ahead(blocks.__getitem__, split.stored, workers=workers, ahead=_AHEAD, stop=len(blocks))) as ahead:
-        for number in range(len(blocks)):
-            rows, stored = ahead(number)
-            yield as_floats(stored.to(device)), split.y[rows.to(split.y.device)].to(device)
+        yield from map(ahead, range(len(blocks)))
 
 
 def resident(split: Split, device: torch.device, most: int = RESIDENT_BYTES) -> Split:
@@ -89,19 +93,12 @@ def resident(split: Split, device: torch.device, most: int = RESIDENT_BYTES) -> 
     if isinstance(split.x, Streamed):
         if split.x.nbytes > most:
             return split
-        split = _read_once(split)
+        split = Split(torch.cat([stored for _, stored in _blocks(split, _BLOCK)]), split.y)
     assert isinstance(split.x, Tensor)
     needed = split.x.numel() * split.x.element_size()
     if device.type == "cuda" and split.x.device != device and 4 * needed > torch.cuda.mem_get_info(device)[0]:
         return split
     return split.to(device)
-
-
-def _read_once(split: Split) -> Split:
-    blocks = torch.split(torch.arange(len(split)), _BLOCK)
-    reader = Ahead(blocks.__getitem__, split.stored, workers=_WORKERS, ahead=_AHEAD, stop=len(blocks))
-    with closing(reader) as ahead:
-        return Split(torch.cat([ahead(number)[1] for number in range(len(blocks))]), split.y)
 
 
 _SEED = 1_000_081

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from jacmatch import teachers
 from jacmatch.datasets import Split
 from jacmatch.jacobian import run as outputs_and_features
 from jacmatch.jacobian.callables import preserved_buffers, preserved_generators
@@ -25,16 +26,7 @@ from jacmatch.jacobian.modules import in_mode
 from jacmatch.objectives import Objective
 from jacmatch.objectives.base import networks_of
 from jacmatch.runs.identity import COARSE, SINGLE, Fingerprint, probe, source_of
-from jacmatch.teachers import (
-    AnalyticTeacher,
-    BlackBoxTeacher,
-    CachedTeacher,
-    EnsembleTeacher,
-    MemoizedTeacher,
-    ModuleTeacher,
-    Question,
-    Teacher,
-)
+from jacmatch.teachers import CachedTeacher, MemoizedTeacher, ModuleTeacher, Question, Teacher
 from jacmatch.teachers.cached.format import architecture_of, digest, of_teacher
 
 _PYTHON, _NUMPY = 625, 624  # integers below 2³², exact in float64
@@ -118,13 +110,13 @@ def _parts_of(teacher: Any) -> tuple[str, Any]:
         whole = teacher.head.fingerprint if isinstance(teacher, CachedTeacher) else of_teacher(teacher)
         parts = {name: value for name, value in whole.items() if name.startswith(("teacher", "member"))}
         return parts["teacher"], parts
-    if isinstance(teacher, EnsembleTeacher):
+    if isinstance(teacher, teachers.EnsembleTeacher):
         members = [_parts_of(member) for member in teacher.teachers]
         return f"{kind} of {len(members)}", members
     if isinstance(teacher, nn.Module):
         return kind, [digest(*teacher.state_dict().items()), architecture_of(teacher)]
     functions: tuple[Any, ...] = ()
-    if isinstance(teacher, BlackBoxTeacher | AnalyticTeacher):
+    if isinstance(teacher, teachers.BlackBoxTeacher | teachers.AnalyticTeacher):
         functions = (teacher.function, getattr(teacher, "jacobian", None))
     return kind, [source_of(type(teacher)), *map(_described, functions)]
 

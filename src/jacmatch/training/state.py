@@ -11,7 +11,7 @@ import time
 from collections import deque
 from dataclasses import asdict, dataclass, field
 from types import ModuleType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -48,23 +48,13 @@ class NotFinite(InputError):
         super().__init__(self.rule, got=self.got, do=do)
 
 
-@runtime_checkable
-class _Arrival(Protocol):
-    """An event of the device."""
-
-    def query(self) -> bool: ...
-
-    def synchronize(self) -> None: ...
-
-
-@dataclass(frozen=True, eq=False)
-class _UnderWay:
+class _UnderWay(NamedTuple):
     """A row on its way to the host."""
 
     step: int
     names: list[str]
     table: Tensor
-    arrival: _Arrival | None
+    arrival: Any  # the event of the GPU that says that it is there; None on the CPU
     known: dict[str, float]
 
 
@@ -155,7 +145,7 @@ class Metrics:
         return {**shown, **lost, **sent.known}
 
 
-def _sent(table: Tensor) -> tuple[Tensor, _Arrival]:
+def _sent(table: Tensor) -> tuple[Tensor, Any]:
     """Return the table, being copied to pinned memory, and the event that ends the copy."""
     target = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
     target.copy_(table, non_blocking=True)

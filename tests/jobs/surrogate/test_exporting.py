@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jacmatch.errors import InputError
-from jacmatch.jobs.surrogate.exporting import difference, to_onnx
+from jacmatch.jobs.export import difference, to_onnx
 from jacmatch.surrogates.modules import fit_surrogate
 
 

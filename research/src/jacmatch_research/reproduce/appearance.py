@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from jacmatch.report import Table
-from jacmatch.report.figures import Line, line_figure
 from jacmatch.report.tables import NOTHING, Spread, entry
+from jacmatch_research.figures import Line, line_figure
 from jacmatch_research.reproduce.equal_error import made
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.systems.appearance.faces import Array, Faces, faces

@@ -25,10 +25,9 @@ from jacmatch.jobs.train import Train
 from jacmatch.models import count_parameters
 from jacmatch.objectives import AtData, AtMixedPairs, Distillation, GradientShare, Point
 from jacmatch.report import Table
-from jacmatch.report.figures import line_figure
 from jacmatch.report.tables import NOTHING, Spread, entry
 from jacmatch.training import evaluate
-from jacmatch_research.figures import by_columns
+from jacmatch_research.figures import by_columns, line_figure
 from jacmatch_research.reproduce import students
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.tables import Document, grid, names, origin, paired, spreads

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.report import Table
-from jacmatch.report.figures import Line
 from jacmatch.report.tables import NOTHING, entry
 from jacmatch.surrogates import JacobianRegressor
 from jacmatch.surrogates.modules import fit_surrogate, to_module
+from jacmatch_research.figures import Line
 from jacmatch_research.tables import Document, names, spreads
 
 VALUES, DERIVATIVES = "values", "values + partials"

@@ -5,9 +5,9 @@ from typing import Any
 
 from jacmatch.jobs.study import Progress
 from jacmatch.report import Table
-from jacmatch.report.figures import Line, line_figure
 from jacmatch.report.tables import NOTHING, Spread, entry
 from jacmatch.runs import spread
+from jacmatch_research.figures import Line, line_figure
 from jacmatch_research.reproduce.equal_error import made
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.systems.force_field.learning import STEP, configurations, errors, simulated, teacher, trained

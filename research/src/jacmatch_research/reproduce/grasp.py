@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from jacmatch.jacobian import jacobian, jvp, vjp
 from jacmatch.jobs.study import Progress
 from jacmatch.report import Table
-from jacmatch.report.figures import line_figure
+from jacmatch_research.figures import line_figure
 from jacmatch_research.reproduce.equal_error import (
     ADAM,
     DERIVATIVES,

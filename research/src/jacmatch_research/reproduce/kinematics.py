@@ -10,8 +10,8 @@ from torch import Tensor
 from jacmatch.jacobian import jacobian
 from jacmatch.jobs.study import Progress
 from jacmatch.report import Table
-from jacmatch.report.figures import line_figure
 from jacmatch.report.tables import NOTHING, entry
+from jacmatch_research.figures import line_figure
 from jacmatch_research.reproduce.equal_error import (
     ADAM,
     DERIVATIVES,

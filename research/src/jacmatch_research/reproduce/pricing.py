@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from jacmatch.jacobian import jacobian
 from jacmatch.report import Table
-from jacmatch.report.figures import Line, line_figure
 from jacmatch.report.tables import NOTHING, Spread
 from jacmatch.surrogates import DataWarning
 from jacmatch.surrogates.modules import fit_surrogate, new_student
+from jacmatch_research.figures import Line, line_figure
 from jacmatch_research.reproduce.equal_error import crossing, made, surrogate
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.systems.pricing import OPTIONS, Basket, WorstOf

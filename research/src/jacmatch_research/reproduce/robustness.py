@@ -14,11 +14,11 @@ from jacmatch.jobs.settings import parts
 from jacmatch.jobs.study import Progress
 from jacmatch.models import count_parameters
 from jacmatch.report import Table
-from jacmatch.report.figures import Line, line_figure
 from jacmatch.report.tables import Spread, entry
 from jacmatch.runs import spread
 from jacmatch.training import evaluate, evaluate_under_shifts, fit
 from jacmatch.training.state import channels_last
+from jacmatch_research.figures import Line, line_figure
 from jacmatch_research.reproduce import students
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.tables import Document, names, origin, spreads

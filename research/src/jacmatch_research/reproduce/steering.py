@@ -8,7 +8,7 @@ import numpy as np
 
 from jacmatch.jobs.study import Progress
 from jacmatch.report import Table
-from jacmatch.report.figures import line_figure
+from jacmatch_research.figures import line_figure
 from jacmatch_research.reproduce.equal_error import (
     ADAM,
     DERIVATIVES,

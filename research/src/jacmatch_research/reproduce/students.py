@@ -22,11 +22,10 @@ from jacmatch.jobs.teachers import prepare as prepare_teacher
 from jacmatch.jobs.train import Train
 from jacmatch.models import count_parameters
 from jacmatch.report import Table
-from jacmatch.report.figures import line_figure
 from jacmatch.teachers import MemoizedTeacher, ModuleTeacher, Teacher
 from jacmatch.training import agreement, calibration, evaluate, fit, shifted
 from jacmatch.training.state import channels_last
-from jacmatch_research.figures import by_columns
+from jacmatch_research.figures import by_columns, line_figure
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.tables import Document, names, spreads
 

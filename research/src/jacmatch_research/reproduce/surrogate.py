@@ -13,9 +13,9 @@ from jacmatch.jobs.surrogate.functions import EXAMPLES
 from jacmatch.jobs.surrogate.points import Samples, errors, query, sample_actively
 from jacmatch.jobs.surrogate.source import Source, open_source
 from jacmatch.report import Table
-from jacmatch.report.figures import line_figure
 from jacmatch.report.tables import entry
 from jacmatch.surrogates.modules import fit_surrogate
+from jacmatch_research.figures import line_figure
 from jacmatch_research.reproduce.equal_error import DERIVATIVES, REACHED_HEAD, VALUES, curves, made, reached
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.tables import Document, grid, names, seeds_of, spreads

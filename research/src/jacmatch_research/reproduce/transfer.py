@@ -15,10 +15,12 @@ from jacmatch.jacobian import DataPairs, RandomOutputs, SubspaceInputs
 from jacmatch.jobs.networks import Description
 from jacmatch.jobs.settings import mixed
 from jacmatch.jobs.study import Progress
-from jacmatch.jobs.transfer import METHODS, PAPER, Ready, Transfer
+from jacmatch.jobs.transfer import Ready, Transfer
 from jacmatch.jobs.transfer_results import (
     FALL,
     LEARNED,
+    METHODS,
+    PAPER,
     bound_table,
     distance_table,
     distances,
@@ -29,12 +31,11 @@ from jacmatch.jobs.transfer_results import (
 from jacmatch.models import count_parameters
 from jacmatch.objectives import AtMixedPairs, Distillation
 from jacmatch.report import Table
-from jacmatch.report.figures import line_figure
 from jacmatch.report.tables import NOTHING, entry
 from jacmatch.teachers import Answer, MemoizedTeacher, ModuleTeacher, Question
 from jacmatch.training import evaluate, fit
 from jacmatch.training.data import augment
-from jacmatch_research.figures import by_columns, dot_figure
+from jacmatch_research.figures import by_columns, dot_figure, line_figure
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
 from jacmatch_research.reproduce.published import TRANSFER
 from jacmatch_research.tables import Document, gains, grid, names, origin, paired, published_row, signed, spreads

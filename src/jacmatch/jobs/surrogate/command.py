@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from jacmatch.datasets import Split, split_validation
 from jacmatch.errors import InputError
 from jacmatch.jobs import networks
+from jacmatch.jobs.export import difference, require_onnx, to_onnx
 from jacmatch.jobs.networks import matches
-from jacmatch.jobs.study import NO_AGREEMENT, Cell, Progress, Result, Task, head, run_cells, save_main
-from jacmatch.jobs.surrogate.exporting import difference, require_onnx, to_onnx
+from jacmatch.jobs.study import NO_AGREEMENT, Cell, Done, Progress, Result, Task, run_cells, save_main
 from jacmatch.jobs.surrogate.fields import SurrogateFields
 from jacmatch.jobs.surrogate.points import Samples, errors
 from jacmatch.jobs.surrogate.report import LABELS, Pictures, figure, tables
@@ -64,22 +64,22 @@ class Surrogate(SurrogateFields):
         self.check()
         if self.onnx == "always":
             require_onnx()
-        start = time.perf_counter()
-        source = open_source(self)
-        run = self.begin("surrogate")
-        for part, here in source.inputs.items():
-            matches(run, part, here)
-        test = source.test(run)
-        source.output_units(test.y)  # refuses wrong units before anything is trained
-        points: dict[int, dict[int, Samples]] = {}
         with progress or Progress() as shown:
+            source = open_source(self)
+            run = self.begin("surrogate")
+            for part, here in source.inputs.items():
+                matches(run, part, here)
+            test = source.test(run)
+            source.output_units(test.y)  # refuses wrong units before anything is trained
+            points: dict[int, dict[int, Samples]] = {}
             return run_cells(
                 run,
                 self._cells(run, source, points),
                 partial(self._prepare, source, points, test),
-                partial(self._conclude, run, source, points, test, start),
+                partial(self._conclude, run, source, points, test),
                 device=self.device,
                 progress=shown,
+                tables=partial(self._tables, run, source, test),
             )
 
     def _cells(self, run: Run, source: Source, points: dict[int, dict[int, Samples]]) -> Iterator[Cell]:
@@ -342,13 +342,7 @@ class Surrogate(SurrogateFields):
         return split_validation(y, self.validation if self.validation < 1 else int(self.validation), seed)
 
     def _conclude(
-        self,
-        run: Run,
-        source: Source,
-        points: Mapping[int, Mapping[int, Samples]],
-        test: Samples,
-        start: float,
-        done: Sequence[tuple[Cell, Result]],
+        self, run: Run, source: Source, points: Mapping[int, Mapping[int, Samples]], test: Samples, done: Done
     ) -> Result:
         """The result; the last method with most points represents the run."""
         methods = self._learned(source)
@@ -361,8 +355,7 @@ class Surrogate(SurrogateFields):
             (cell, result) for cell, result in reversed(done) if cell.seed == self.seed and cell.method == methods[-1]
         )
         student = save_main(run, main)
-        result = {
-            **head(run, self.seed),
+        return {
             "about": f"a network that replaces {self.teacher}",
             "teacher": None if source.function is None else {"rmse": 0.0, "parameters": None},
             "student": best["student"],
@@ -386,23 +379,20 @@ class Surrogate(SurrogateFields):
                 "fit_seconds": best["seconds"],
                 "speed": _speed(source, student, test.x),
             },
-            "seconds": time.perf_counter() - start,
-            "settings": self.settings(),
         }
-        drawn = [] if self.smoke else [self._pictures(run, source, student, test, result)]
-        result["tables"] = [table.plain() for table in (*tables(result), *drawn)]
+
+    def _tables(self, run: Run, source: Source, test: Samples, result: Result) -> list[Table]:
+        """Draw the figure and, at the held-out points and along slices, the network; calls for these are counted."""
         run.write_bytes(FIGURE, figure(result))
         run.write_bytes(SMALL_FIGURE, figure(result, small=True))
-        return result
-
-    def _pictures(self, run: Run, source: Source, student: nn.Module, test: Samples, result: Result) -> Table:
-        """Draw the network at the held-out points and along slices; the calls for these are counted."""
+        if self.smoke:
+            return tables(result)
         before = 0 if source.function is None else source.function.points
-        shown = Pictures(student, test, source.region, source.function)
+        shown = Pictures(networks.load_student(run.path), test, source.region, source.function)
         result["costs"]["slice_calls"] = 0 if source.function is None else source.function.points - before
         run.write_bytes(PICTURES, shown.draw())
         run.write_bytes(SMALL_PICTURES, shown.draw(small=True))
-        return shown.table()
+        return [*tables(result), shown.table()]
 
     def _export(self, run: Run, source: Source, student: nn.Module, test: Samples) -> dict[str, Any]:
         """Write the files of the network, and compare each with it."""

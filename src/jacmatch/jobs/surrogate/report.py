@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from jacmatch.errors import InputError
 from jacmatch.jobs.surrogate.functions import Function
 from jacmatch.jobs.surrogate.points import Samples, predictions
 from jacmatch.report import Table
-from jacmatch.report.figures import PALETTE, Line, line_figure, svg
+from jacmatch.report.figures import PALETTE, dashes, plain_numbers, styles, svg
 from jacmatch.report.tables import NOTHING, speed
 
 NAMES = {"values": "values", "slopes": "partials"}
@@ -140,24 +141,37 @@ def tables(result: Result) -> list[Table]:
 
 
 def figure(result: Result, *, small: bool = False) -> bytes:
-    """Return both errors over the number of training points as an SVG file, wide or for a page of 400 pixels."""
-    panels = []
-    for measure, title in (("values", "values"), ("slopes", "partials")):
-        lines = []
-        for method in result["methods"]:
-            errors = [(row["samples"], row["errors"][measure]) for row in result["curves"] if row["method"] == method]
-            points = [(float(n), error) for n, error in errors if error is not None and error["mean"] > 0]
-            if points:
-                means, stds = ([error[key] for _, error in points] for key in ("mean", "std"))
-                lines.append(Line(LABELS[method], [n for n, _ in points], means, _bands(means, stds)))
-        if lines:
-            panels.append((f"RMSE of {title} in units", lines))
-    return line_figure(panels, x_label="training points", y_label="RMSE in units", log_x=True, log_y=True, small=small)
+    """Return both errors over the number of training points as an SVG file, wide or for a page of 400 pixels.
 
+    Bands are ± one standard deviation, at most 0.9 of the mean: a logarithmic axis has no zero.
+    """
+    from matplotlib.figure import Figure
 
-def _bands(means: list[float], stds: list[float | None]) -> list[float | None]:
-    """A band that goes below zero cannot be drawn on a logarithmic axis."""
-    return [None if std is None else min(std, 0.9 * mean) for mean, std in zip(means, stds, strict=True)]
+    sizes = {row["samples"] for row in result["curves"]}
+    known = [name for name in NAMES if any((row["errors"][name] or {"mean": 0})["mean"] for row in result["curves"])]
+    shown = known or ["values"]
+    down, across = (len(shown), 1) if small else (1, len(shown))
+    figure = Figure(figsize=((4.4 if small else 4.9) * across, 3.7 * down + 0.5), layout="constrained")
+    panels: Any = figure.subplots(down, across, squeeze=False)
+    for axes, measure in zip(panels.flat, shown, strict=True):
+        for style, method in zip(styles([LABELS[each] for each in result["methods"]]), result["methods"], strict=True):
+            rows = [row for row in result["curves"] if row["method"] == method and row["errors"][measure] is not None]
+            points = [(row["samples"], row["errors"][measure]) for row in rows if row["errors"][measure]["mean"] > 0]
+            x, means = [size for size, _ in points], [error["mean"] for _, error in points]
+            off = [min(error["std"] or 0.0, 0.9 * error["mean"]) for _, error in points]
+            drawn: dict[str, Any] = {"color": PALETTE[style.color][0], "linestyle": dashes(style), "linewidth": 1.8}
+            axes.plot(x, means, label=LABELS[method], marker="o", ms=3.5, **drawn)
+            axes.fill_between(x, np.subtract(means, off), np.add(means, off), color=drawn["color"], alpha=0.12, lw=0)
+        axes.set(xscale="log", yscale="log", xlabel="training points", title=f"RMSE of {NAMES[measure]} in units")
+        if len(sizes) == 1:
+            axes.set_xlim(0.5 * min(sizes), 2 * max(sizes))
+        axes.grid(alpha=0.25, linewidth=0.7)
+        axes.spines[["top", "right"]].set_visible(False)
+        plain_numbers(axes.xaxis)
+        plain_numbers(axes.yaxis)
+    panels[0][0].set_ylabel("RMSE in units")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return svg(figure)
 
 
 def reached(result: Result) -> str | None:

@@ -15,17 +15,10 @@ from jacmatch.datasets.arrays import OPTIONAL, npz_arrays
 from jacmatch.datasets.files import is_file
 from jacmatch.errors import InputError
 from jacmatch.jobs.settings import flag
+from jacmatch.jobs.surrogate import functions
 from jacmatch.jobs.surrogate import points as sampling
 from jacmatch.jobs.surrogate.fields import SurrogateFields
-from jacmatch.jobs.surrogate.functions import (
-    EXAMPLES,
-    WAYS,
-    Function,
-    FunctionCheck,
-    check_function,
-    import_callable,
-    open_function,
-)
+from jacmatch.jobs.surrogate.functions import EXAMPLES, Function, FunctionCheck, import_callable
 from jacmatch.jobs.surrogate.points import Samples, cached, query, sample_actively
 from jacmatch.runs import Run
 from jacmatch.runs.identity import DOUBLE, Fingerprints, code_of, digest_of, probe, source_of
@@ -192,11 +185,11 @@ def open_source(job: SurrogateFields) -> Source:
         some = sampling.inside(sampling.cube("sobol", _CHECKED, region.shape[1], _TEST_SEED + job.seed), region)
     assert units is not None
     own, way = None, job.jacobian
-    if way not in ("auto", *WAYS):
+    if way not in ("auto", *functions.WAYS):
         own, way = import_callable(way, "--jacobian"), "own"
     _resolved(region, units)
-    function = open_function(job.teacher, call, some, units, own=own, way=way, step=job.step)  # type: ignore[arg-type]
-    check = replace(check_function(function, some), calls=function.points)
+    function = functions.open_function(job.teacher, call, some, units, own=own, way=way, step=job.step)  # type: ignore[arg-type]
+    check = replace(functions.check_function(function, some), calls=function.points)
     _units("output", job.output_units, torch.ones(check.outputs))
     _enough(job, len(region) - len(region) // 5 if job.points is not None else None)
     return Source(job, function, check, None, region, units)
