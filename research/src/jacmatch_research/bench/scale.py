@@ -72,8 +72,8 @@ data = Split(pair.x.repeat({world}, 1, 1, 1), pair.y.repeat({world}))
 settings = Training(steps={steps} + 2, batch_size=len(data), doctor=False, validate_every=10**9)
 stamps = []
 with joined("cpu"):
-    fit(objective, data, settings, seed=0, on_step=lambda step, _: stamps.append(time.perf_counter()))
-print((stamps[-1] - stamps[1]) / {steps}, flush=True)
+    fit(objective, data, settings, seed=0, on_step=lambda *_: stamps.append((time.perf_counter(), time.process_time())))
+print(*((last - first) / {steps} for last, first in zip(stamps[-1], stamps[1])), flush=True)
 os._exit(0)  # threads of gloo can abort a process in which the interpreter shuts down
 """
 
@@ -146,13 +146,16 @@ def processes(conditions: Conditions, pair: str, cached: bool) -> Measured:
     steps, rounds = (1, 1) if conditions.quick else (10, 7)
     given = {"quick": conditions.quick, "pair": pair, "cached": cached, "steps": steps}
     seconds = [[_seconds(_STEPS.format(world=world, **given), world) for world in (1, 2)] for _ in range(rounds)]
-    one, two = (statistics.median(each) for each in zip(*seconds, strict=True))
-    details = {"seconds_of_one": float(f"{one:.4g}"), "seconds_of_two": float(f"{two:.4g}")}
-    return Measured(Spread.of([one / two for one, two in seconds]), details=details)
+    medians = {
+        f"{clock}_of_{name}": float(f"{statistics.median(each[number][clock_number] for each in seconds):.4g}")
+        for clock_number, clock in enumerate(("seconds", "processor_seconds"))
+        for number, name in enumerate(("one", "two"))
+    }
+    return Measured(Spread.of([one[0] / two[0] for one, two in seconds]), details=medians)
 
 
-def _seconds(program: str, world: int) -> float:
-    """Return the seconds of a step with this number of processes: those of the slowest."""
+def _seconds(program: str, world: int) -> tuple[float, float]:
+    """Return the seconds of a step with this number of processes, those of the slowest, and its processor seconds."""
     with tempfile.TemporaryDirectory() as folder:
         shared = {
             **os.environ,
@@ -174,7 +177,8 @@ def _seconds(program: str, world: int) -> float:
     failed = [process.returncode for process in started if process.returncode]
     if failed:
         raise RuntimeError(f"A process of the benchmark ended with the code {failed[0]}.")
-    return max(float(text.split()[-1]) for text in printed)
+    wall, processor = zip(*(map(float, text.split()[-2:]) for text in printed), strict=True)
+    return max(wall), max(processor)
 
 
 SCALE = Benchmark(
