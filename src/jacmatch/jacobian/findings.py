@@ -83,7 +83,7 @@ _CONSTANT = Finding(
     "If this is intended, do nothing: gradients of derivatives treat it as a constant too.",
 )
 TREATED_AS_CONSTANT = Verdict("unknown", "right", (_CONSTANT,))
-"""The gradient of a penalty is not that of differences, and neither is the gradient of the values themselves."""
+"""Parameter gradients of values, not only of a penalty, differ from finite differences."""
 
 
 def once(reason: str) -> Verdict:

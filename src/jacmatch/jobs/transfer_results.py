@@ -148,7 +148,7 @@ def row(label: str, results: Sequence[Result]) -> Result:
 def loss_falls(
     rows: Sequence[Mapping[str, Any]], steps: int, terms: Sequence[str] = ("labels", "outputs")
 ) -> tuple[float, float] | None:
-    """Return the fall of a loss as shares: from 50 to 70 % of the steps to the last 20 %, and from the first row to it.
+    """Return the relative fall of a loss in the last 20 % of the steps, since 50 to 70 % and since the first row.
 
     The loss is the sum of `terms`, whose weights must not change. None if not known.
     """

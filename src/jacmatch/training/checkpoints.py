@@ -164,7 +164,7 @@ def _restore(state: State, saved: Mapping[str, Any], path: Path) -> None:
     _check_memory(state, known)
     state.precision.load_state_dict(saved["precision"])
     own = state.ranks.rank if state.ranks.size > 1 else ...
-    torch.set_rng_state(saved["random"][own].clone())  # of a row torch reads the storage from its beginning
+    torch.set_rng_state(saved["random"][own].clone())  # cloned: torch ignores the storage offset of a row
     if state.device.type == "cuda" and saved["random_cuda"] is not None:
         torch.cuda.set_rng_state(saved["random_cuda"][own].clone(), state.device)
     set_host_state(saved["random_host"][own].clone())

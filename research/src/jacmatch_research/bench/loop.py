@@ -125,7 +125,7 @@ def _loss(objective: Distillation, batch: Batch) -> Tensor:
 def _loop_seconds(
     conditions: Conditions, objective: Distillation, split: Split, batch: int, steps: int, run: Run | None = None
 ) -> float:
-    """Seconds of a step of the loop between its checkpoints, which a run folder has at step 10 and at the end."""
+    """Return the seconds of a step of the loop, without checkpoints (with a run folder, at step 10 and at the end)."""
     stamps: list[float] = []
     first = 1 if run is None else 10
     last = first + steps

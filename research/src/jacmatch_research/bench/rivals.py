@@ -21,7 +21,7 @@ def add_gradient(loss: Tensor) -> None:
 def stepper(network: nn.Module, loss: Callable[..., Tensor]) -> Callable[..., None]:
     """A function that makes one step of Adam on the network's parameters.
 
-    `loss` gives the loss of the step, from what the function is called with.
+    `loss` computes the loss of a step from the arguments of the function.
     """
     optimizer = torch.optim.Adam(network.parameters())
 

@@ -253,7 +253,7 @@ def _tables(document: Document) -> list[Table]:
 
 
 def _reached(document: Document, option: str, error: str) -> list[tuple[str, ...]]:
-    """The smallest number of paths whose mean error with derivatives is not above that of each rival at the largest."""
+    """Return, for each method without derivatives, the number of paths with derivatives that reach its lowest error."""
     results = spreads(document, f"{error}_rmse")
     columns = sorted(names(document, "column"), key=int)
     chosen, tried = CHOSEN
@@ -267,7 +267,7 @@ def _reached(document: Document, option: str, error: str) -> list[tuple[str, ...
 
 
 def _against(bound: float | None, known: list[tuple[int, float]], scale: float) -> tuple[str, ...]:
-    """A bound, the first number of paths that is not above it with its share of the largest, and the crossing."""
+    """Return the bound, the smallest number of paths that reaches it with its share of the largest, and the crossing."""
     if bound is None or not known:
         return (NOTHING,) * 4
     most = known[-1][0]

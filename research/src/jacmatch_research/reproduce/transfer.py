@@ -108,7 +108,7 @@ RECIPE_ROWS: dict[str, Settings] = {
     for row, settings in _KINDS.items()
     if row in rows
 }  # fmt: skip
-"""Rows at mixed pairs of augmented images: with a number of images of the target that have no label."""
+"""Rows at mixed pairs of augmented images, with a number of unlabeled images of the target."""
 
 WITHOUT_TEACHER = ("mean-teacher", "self-training")
 """Semi-supervised methods: the gain from unlabeled images without a pretrained teacher."""

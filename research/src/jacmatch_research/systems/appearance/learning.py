@@ -45,8 +45,8 @@ class Glance(nn.Module):
     def __init__(self, model: Model, *, looks: int = 3, dropout: float = 0.0, update: Array | None = None) -> None:
         """Build the network for a model of appearance; `dropout` is the share of the texture that is left out.
 
-        With R, the update of a fixed Jacobian (parameter, pixel), the maps begin as its steps p ← p − R r(p), else with
-        0.
+        If `update` is R (parameter, pixel) of a fixed Jacobian, the maps are initialized as its steps p ← p − R r(p),
+        otherwise as 0.
         """
         super().__init__()
         self.register_buffer("mean", torch.from_numpy(model.weights @ model.mean).float())

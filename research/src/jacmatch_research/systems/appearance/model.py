@@ -196,7 +196,7 @@ def _components(rows: Array, *, scaled: bool) -> Array:
 
 
 _DISPLACED = (-1.0, -0.5, 0.5, 1.0)
-"""By how much each parameter is changed to learn the Jacobian, in its unit."""
+"""Displacements of each parameter, in its unit, for the measurement of the Jacobian."""
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ def _side(hand: Hand, offsets: Tensor) -> Tensor:
     return torch.where(q.isnan().flatten(1).any(1), math.nan, sign)
 
 
-_PATH, _STEPS, _LAST, _LONGEST = 8, 3, 6, 0.3  # targets on the way, steps for each and for the last, largest step
+_PATH, _STEPS, _LAST, _LONGEST = 8, 3, 6, 0.3  # intermediate targets, steps for each and for the last, largest step
 
 
 class Inverse(nn.Module):
