@@ -46,7 +46,7 @@ class _Names(dict[str, Any]):
             self._bind(statement)
 
     def _bind(self, statement: ast.stmt) -> None:
-        """Note how the names that a statement at the top of the module binds are evaluated."""
+        """Record how to evaluate the names that a top-level statement of the module binds."""
         match statement:
             case ast.ClassDef(name=name):
                 self.evaluations[name] = partial(self._class, statement)

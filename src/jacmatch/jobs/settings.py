@@ -1,4 +1,4 @@
-"""What jobs share: settings, as dataclasses that they extend; data; and which settings name code."""
+"""Parts shared by jobs: settings, as dataclasses that they extend; data; and which settings name code."""
 
 import warnings
 from collections.abc import Callable, Mapping

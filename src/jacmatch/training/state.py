@@ -54,7 +54,7 @@ class _UnderWay(NamedTuple):
     step: int
     names: list[str]
     table: Tensor
-    arrival: Any  # the event of the GPU that says that it is there; None on the CPU
+    arrival: Any  # the GPU event at the end of the copy; None on the CPU
     known: dict[str, float]
 
 

@@ -267,7 +267,7 @@ def _reached(document: Document, option: str, error: str) -> list[tuple[str, ...
 
 
 def _against(bound: float | None, known: list[tuple[int, float]], scale: float) -> tuple[str, ...]:
-    """Return the bound, the smallest number of paths that reaches it with its share of the largest, and the crossing."""
+    """Return the bound, the smallest number of paths that reaches it, its share of the largest, and the crossing."""
     if bound is None or not known:
         return (NOTHING,) * 4
     most = known[-1][0]

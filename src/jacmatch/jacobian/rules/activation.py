@@ -25,7 +25,7 @@ class _Elementwise(torch.autograd.Function):
 
     @classmethod
     def backward(cls, ctx: Any, g: Tensor) -> Any:
-        """Return the gradient by x."""
+        """Return the gradient with respect to x."""
         return applied(cls.moved, g, *ctx.saved_tensors)
 
     jvp = backward

@@ -266,7 +266,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention`: by `attention_jvp` in a dual pass, else as PyTorch has it.
+    """`torch.nn.functional.scaled_dot_product_attention`: by `attention_jvp` in a dual pass, else by PyTorch.
 
     To be `traced`, it is composed of plain operations.
     """

@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 
 Pair = tuple[Tensor, Tensor]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-_TOWARD = "jacmatch-toward-input"  # autograd hands on objects of this kind to its own threads
+_TOWARD = "jacmatch-toward-input"  # autograd passes objects of this kind to its threads
 
 
 def is_toward_input() -> bool:

@@ -364,9 +364,9 @@ def _with_derivatives(function: Function, x: Tensor, y: Tensor) -> FunctionCheck
 def _compared(
     function: Function, y: Tensor, j: Tensor, estimate: Tensor, non_smooth: Tensor
 ) -> tuple[Tensor, Tensor, float] | None:
-    """Return differences, how far the Jacobian is from them beyond rounding, and the largest share; None if not smooth.
+    """Return differences, the relative deviations of the Jacobian from them beyond rounding, and the largest with it.
 
-    At least half of the points must be smooth at the step.
+    The result is None if the function is not smooth at the step for more than half of the points.
     """
     if float(non_smooth.double().mean()) > 0.5:
         return None
