@@ -5,9 +5,11 @@ import types
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jacmatch import UnsupportedError, jacobian, jvp, vjp
-from jacmatch.jacobian import finite_differences, verification
+from jacmatch.jacobian import verification
+from jacmatch.jacobian.function import Widened
 
 X, V, U = (torch.randn(12, width, generator=torch.Generator().manual_seed(width)) for width in (3, 3, 4))
 
@@ -84,6 +86,15 @@ def test_numbers_count_where_forward_mode_has_no_graph():
     torch.testing.assert_close(jv(net), 2 * net.layer(X) * (V @ net.layer.weight.T), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_without_gradients_the_branch_that_data_select_is_checked_too(count):
+    net = Switched(lambda net, x, t: bool(x.mean() > 5))
+    with torch.no_grad():
+        jv(net)
+        given = jvp(net, X + 10, V.expand(count, *V.shape))[1]  # there, z·z is computed as z·detach(z)
+        torch.testing.assert_close(given[0], 2 * net.layer(X + 10) * (V @ net.layer.weight.T), rtol=1e-2, atol=1e-1)
+
+
 def test_each_branch_is_checked_once_and_of_very_many_a_few(monkeypatch):
     made, true = [], verification.Comparison
     monkeypatch.setattr(verification, "Comparison", lambda *a, **k: made.append(1) or true(*a, **k))
@@ -120,5 +131,5 @@ def test_products_within_a_compiled_step_are_those_of_the_eager_step():
 
 def test_the_check_of_precision_does_not_import_the_compiler():
     # where this is True, as in its base class, torch wraps the method of the mode, and its first call imports _dynamo
-    assert finite_differences.TorchDispatchMode._should_skip_dynamo()
-    assert not finite_differences._LowerPrecision._should_skip_dynamo()
+    assert TorchDispatchMode._should_skip_dynamo()
+    assert not Widened._should_skip_dynamo()

@@ -15,6 +15,7 @@ from jacmatch import UnsupportedError, doctor, jacobian, jvp, unverified, vjp
 from jacmatch.jacobian import verification
 from jacmatch.jacobian.finite_differences import plain
 from jacmatch.jacobian.products import jvp_products
+from jacmatch.teachers import ModuleTeacher, Question
 
 from .faults import Applied, Once, WithoutTangent, cut_square, linear
 from .sound import SOUND
@@ -496,3 +497,39 @@ def test_normalization_computed_in_float32_is_right(dtype):
     x, u = X.to(dtype), torch.ones(6, 5, dtype=dtype)
     one_by_one = torch.func.vmap(torch.func.jacrev(lambda row: normalized(row[None])[0].sum()))(x)
     torch.testing.assert_close(vjp(normalized, x, u)[1], one_by_one)
+
+
+NARROW = {
+    "right": (lambda z: z.tanh(), None),
+    "part": (lambda z: z + 0.5 * z.square().detach(), "part of the derivative is missing|not by differences|off by"),
+    "zero": (WithoutTangent.apply, "returns zero"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("name", NARROW)
+def test_a_part_in_a_narrower_type_is_compared_in_float64(name, dtype):
+    """Differences of numbers in 16 bits show nothing, and those in 32 bits no gradient of a penalty."""
+    part, message = NARROW[name]
+    net = Applied(lambda x, a, b: b(part(a(x).to(dtype)).to(x.dtype)), linear(), linear(4))
+    if message is not None:
+        with pytest.raises(UnsupportedError, match=message):
+            jvp(net, X, X, engine="forward")
+    else:
+        wide = Applied(lambda x, a, b: b(a(x).tanh()), *net.layers).requires_grad_(False)
+        expected = torch.func.jvp(wide, (X,), (X,))[1]
+        for engine in ("auto", "forward", "reverse"):
+            torch.testing.assert_close(jvp(net, X, X, engine=engine)[1], expected, rtol=0.05, atol=0.02)
+
+
+def test_a_wrong_parameter_gradient_is_noticed_although_that_part_is_computed_in_float32():
+    net = Applied(lambda x, a, b: b(cut_square(a(x).double().float()).to(x.dtype)), linear(), linear(4))
+    with pytest.raises(UnsupportedError, match="parameter gradient"):
+        vjp(net, X, torch.ones(6, 4))
+
+
+def test_a_teacher_with_a_part_in_16_bits_does_not_take_differences():
+    net = Applied(lambda x, a, b: b(a(x).bfloat16().tanh().to(x.dtype)), linear(), linear(4))
+    wide = Applied(lambda x, a, b: b(a(x).tanh()), *net.layers)
+    products = ModuleTeacher(net).answer(X, Question(tangents=X[None])).products
+    torch.testing.assert_close(products[0], torch.func.jvp(wide, (X,), (X,))[1].detach(), rtol=0.05, atol=0.02)

@@ -286,12 +286,14 @@ def forward_jvp(function: Function, x: Tensor, tangents: Tensor) -> Products:
             else:
                 batched = torch.func.vmap(one, out_dims=(None, 0, None), randomness="same")  # type: ignore[arg-type]
                 values, products, (outputs, features, written) = batched(tangents)
+            calls = op_replacements.calls_until_now()
         except InputError:
             raise
         except (RuntimeError, ValueError, KeyError) as error:  # KeyError: torch.cond has no rule
             raise _cannot("forward", error, "'reverse' or 'differences'") from error
     write_buffers(function.module, written)
-    result = Products(outputs, values, products, features, "forward", branch_of(values, outputs, x=x))
+    branch = branch_of(values, outputs, x=x) if torch.is_grad_enabled() else calls
+    result = Products(outputs, values, products, features, "forward", branch)
     # custom rules run with gradients enabled, whatever the mode outside torch.func.jvp
     return result if torch.is_grad_enabled() else _detached(result)
 

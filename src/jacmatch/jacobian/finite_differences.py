@@ -12,13 +12,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian.arguments import Arguments
@@ -30,7 +28,7 @@ from jacmatch.jacobian.callables import (
     seed_generators,
     tensors_of,
 )
-from jacmatch.jacobian.function import Function, Products, replayed
+from jacmatch.jacobian.function import Function, Products, Widened, replayed
 from jacmatch.jacobian.modules import Module, twice_differentiable
 from jacmatch.jacobian.readouts import Context, Logits
 
@@ -202,6 +200,13 @@ class Reference:
             exact, z, values_at, values = evaluated(function, x)
             whole = z.dtype == torch.float64 and _is_resolved(values_at, z, direction)
             fine = single or (whole and _is_fine(values_at, z, values, direction))
+            if not fine and z.dtype == torch.float64:
+                with suppress(Exception):  # a module may need the narrower type
+                    wide = replace(exact, widened=True)
+                    wide_at = replayed_values(wide, z)
+                    there = wide_at(z)
+                    if fine := _is_resolved(wide_at, z, direction) and _is_fine(wide_at, z, there, direction):
+                        exact, values_at, values = wide, wide_at, there
             if not fine and z.dtype != x.dtype:
                 exact, z, values_at, values = evaluated(function, x, exactly=False)
             direction = direction.to(z.dtype)
@@ -371,32 +376,18 @@ def _size(function: Function) -> int:
     return sum(each.numel() for each in (*own, *tensors_of(function.module)) if each is not None)
 
 
-class _LowerPrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Detects whether any operation has a floating-point tensor of less than 64 bits."""
-
-    seen = False
-    _should_skip_dynamo = classmethod(lambda _: False)  # imports no compiler
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the operation."""
-        result = function(*args, **(kwargs or {}))
-        leaves = [] if self.seen else tree_leaves((args, kwargs, result))
-        self.seen |= any(isinstance(t, Tensor) and t.is_floating_point() and t.dtype.itemsize < 8 for t in leaves)
-        return result
-
-
 def _is_resolved(values_at: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> bool:
     """Return whether a tiny step moves all that a larger one moves: not so if a part is computed in float32.
 
     That part is constant within the tiny step, and an engine that leaves out its derivative would seem to be right.
     """
-    precision = _LowerPrecision()  # type: ignore[no-untyped-call]
+    precision = Widened()  # type: ignore[no-untyped-call]
     with suppress(Exception), precision:  # some operations allow no such mode
         values_at(x)
         if not precision.seen:
             return True
     near, far = ((values_at(x + h * direction) - values_at(x - h * direction)) / (2 * h) for h in (1e-9, 1e-4))
-    return not near.any() or relative_difference(near, far) <= TOLERANCE  # if nothing moves, `_is_fine` decides
+    return bool(near.any()) and relative_difference(near, far) <= TOLERANCE
 
 
 def _is_fine(values_at: Callable[[Tensor], Tensor], x: Tensor, here: Tensor, direction: Tensor) -> bool:

@@ -1,12 +1,15 @@
 """The function that is differentiated, and the results of a pass through it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from jacmatch.errors import ClassDimensionError, InputError
 from jacmatch.jacobian.callables import (
@@ -55,6 +58,29 @@ class Products:
         return Products(given[0], given[1], given[2], features, self.engine, self.branch)
 
 
+class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Computes in float64 what a network converts to, or makes in, a narrower type; `seen` if there is any."""
+
+    seen = False
+    _should_skip_dynamo = classmethod(lambda _: False)  # imports no compiler
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the operation with other types."""
+
+        def is_narrow(each: Any) -> bool:
+            each = getattr(each, "dtype", each)
+            return isinstance(each, torch.dtype) and each.is_floating_point and each.itemsize < 8
+
+        def wide(each: Any) -> Any:
+            return torch.float64 if isinstance(each, torch.dtype) and is_narrow(each) else each
+
+        result, given = function(*tree_map(wide, args), **tree_map(wide, kwargs or {})), tree_leaves((args, kwargs))
+        self.seen |= any(map(is_narrow, (*given, *tree_leaves(result))))
+        if any(isinstance(each, Tensor) and is_narrow(each) for each in given):
+            return result
+        return tree_map(lambda each: each.double() if is_narrow(each) else each, result)
+
+
 @dataclass(frozen=True)
 class Function:
     """The differentiated function x ↦ values, with outputs and features as by-products."""
@@ -64,6 +90,7 @@ class Function:
     context: Context  # other arguments of the network, and data such as labels for readouts that need them
     layers: tuple[str, ...]  # dotted paths of further features to return
     batch_norm: BatchNormPolicy  # policy for BatchNorm in training mode
+    widened: bool = False  # whether parts in a narrower type are computed in float64
 
     def __post_init__(self) -> None:
         if torch.compiler.is_compiling() or not isinstance(self.module, nn.Module):
@@ -74,19 +101,26 @@ class Function:
 
     def __call__(self, x: Tensor, buffers: dict[str, Tensor] | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return values, outputs and features; `buffers` replace the module's own."""
-        wanted = tuple(dict.fromkeys((*self.layers, *self.readout.layers)))
-        outputs, features = run(self.module, x, wanted, buffers, self.context.arguments)
-        if outputs.is_complex():
-            rule = "A network must return real outputs to be differentiated."
-            raise InputError(rule, got=str(outputs.dtype), do="Return torch.view_as_real of them, or their magnitude.")
-        try:
-            values = self.readout(outputs, features, self.context)
-        except ClassDimensionError:
-            dimension = class_dimension(self.module, x, self.context.arguments)
-            if dimension is None:
-                raise
-            values = with_class_dim(self.readout, dimension)(outputs, features, self.context)
-        return values, outputs, features
+        with self.precision():
+            wanted = tuple(dict.fromkeys((*self.layers, *self.readout.layers)))
+            outputs, features = run(self.module, x, wanted, buffers, self.context.arguments)
+            if outputs.is_complex():
+                rule = "A network must return real outputs to be differentiated."
+                raise InputError(
+                    rule, got=str(outputs.dtype), do="Return torch.view_as_real of them, or their magnitude."
+                )
+            try:
+                values = self.readout(outputs, features, self.context)
+            except ClassDimensionError:
+                dimension = class_dimension(self.module, x, self.context.arguments)
+                if dimension is None:
+                    raise
+                values = with_class_dim(self.readout, dimension)(outputs, features, self.context)
+            return values, outputs, features
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Context with the types in which the function is computed."""
+        return Widened() if self.widened else nullcontext()  # type: ignore[no-untyped-call]
 
 
 def replaying(x: Tensor) -> Callable[[Callable[[], Result]], Result]:

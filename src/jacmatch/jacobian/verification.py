@@ -301,7 +301,7 @@ def engines_for_jvp(
         return wanted, ""
     last = verdicts[wanted[-1]]
     inaccurate = any(each.code == "differences-inaccurate" for each in last.findings)
-    if inaccurate and all(verdicts[name].state == "refused" for name in wanted[:-1]):
+    if inaccurate and all(verdicts[name].state == "refused" or verdicts[name].certain for name in wanted[:-1]):
         _raise_or_warn(_wrong("Jv by differences", last, _BY_VALUES))
     return tuple(possible), _untrainable(verdicts[possible[0]])
 
