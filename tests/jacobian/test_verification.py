@@ -499,7 +499,7 @@ def test_normalization_computed_in_float32_is_right(dtype):
     torch.testing.assert_close(vjp(normalized, x, u)[1], one_by_one)
 
 
-NARROW = {
+REDUCED = {
     "right": (lambda z: z.tanh(), None),
     "part": (lambda z: z + 0.5 * z.square().detach(), "part of the derivative is missing|not by differences|off by"),
     "zero": (WithoutTangent.apply, "returns zero"),
@@ -507,10 +507,10 @@ NARROW = {
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("name", NARROW)
-def test_a_part_in_a_narrower_type_is_compared_in_float64(name, dtype):
+@pytest.mark.parametrize("name", REDUCED)
+def test_a_part_of_lower_precision_is_compared_in_float64(name, dtype):
     """Differences of numbers in 16 bits show nothing, and those in 32 bits no gradient of a penalty."""
-    part, message = NARROW[name]
+    part, message = REDUCED[name]
     net = Applied(lambda x, a, b: b(part(a(x).to(dtype)).to(x.dtype)), linear(), linear(4))
     if message is not None:
         with pytest.raises(UnsupportedError, match=message):

@@ -201,7 +201,7 @@ class Reference:
             whole = z.dtype == torch.float64 and _is_resolved(values_at, z, direction)
             fine = single or (whole and _is_fine(values_at, z, values, direction))
             if not fine and z.dtype == torch.float64:
-                with suppress(Exception):  # a module may need the narrower type
+                with suppress(Exception):  # a module may need the lower precision
                     wide = replace(exact, widened=True)
                     wide_at = replayed_values(wide, z)
                     there = wide_at(z)

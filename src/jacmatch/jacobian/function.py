@@ -59,7 +59,7 @@ class Products:
 
 
 class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Computes in float64 what a network converts to, or makes in, a narrower type; `seen` if there is any."""
+    """Computes in float64 parts of a network that reduce the precision; `seen` if there are any."""
 
     seen = False
     _should_skip_dynamo = classmethod(lambda _: False)  # imports no compiler
@@ -67,18 +67,18 @@ class Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the operation with other types."""
 
-        def is_narrow(each: Any) -> bool:
+        def is_reduced(each: Any) -> bool:
             each = getattr(each, "dtype", each)
             return isinstance(each, torch.dtype) and each.is_floating_point and each.itemsize < 8
 
         def wide(each: Any) -> Any:
-            return torch.float64 if isinstance(each, torch.dtype) and is_narrow(each) else each
+            return torch.float64 if isinstance(each, torch.dtype) and is_reduced(each) else each
 
         result, given = function(*tree_map(wide, args), **tree_map(wide, kwargs or {})), tree_leaves((args, kwargs))
-        self.seen |= any(map(is_narrow, (*given, *tree_leaves(result))))
-        if any(isinstance(each, Tensor) and is_narrow(each) for each in given):
+        self.seen |= any(map(is_reduced, (*given, *tree_leaves(result))))
+        if any(isinstance(each, Tensor) and is_reduced(each) for each in given):
             return result
-        return tree_map(lambda each: each.double() if is_narrow(each) else each, result)
+        return tree_map(lambda each: each.double() if is_reduced(each) else each, result)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Function:
     context: Context  # other arguments of the network, and data such as labels for readouts that need them
     layers: tuple[str, ...]  # dotted paths of further features to return
     batch_norm: BatchNormPolicy  # policy for BatchNorm in training mode
-    widened: bool = False  # whether parts in a narrower type are computed in float64
+    widened: bool = False  # whether parts of lower precision are computed in float64
 
     def __post_init__(self) -> None:
         if torch.compiler.is_compiling() or not isinstance(self.module, nn.Module):

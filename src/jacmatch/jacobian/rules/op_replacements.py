@@ -62,7 +62,7 @@ def differentiated(*, composed: bool, frozen: Statistics | None, forward: bool) 
 
 def calls_until_now() -> int | None:
     """Return a number for the functions called so far in the running pass in forward mode, each with the one before."""
-    mode = torch.overrides._get_current_function_mode()
+    mode = torch.overrides._get_current_function_mode()  # type: ignore[no-untyped-call]
     return hash(frozenset(mode.calls)) if isinstance(mode, Replacements) else None
 
 
