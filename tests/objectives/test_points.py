@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from jacmatch.jacobian import DataPairs, EveryRow, RandomInputs, probes
@@ -121,3 +122,18 @@ def test_the_next_in_the_batch_is_the_partner_where_none_is_given():
 )
 def test_it_says_whether_it_needs_partners(settings, wanted):
     assert Distillation(student(), teacher(), **{"jacobians": GradientShare(0.3), **settings}).needs_partners is wanted
+
+
+def test_two_processes_draw_different_noise_and_directions(monkeypatch):
+    x, seen, network = torch.zeros(3, 4), [], nn.Linear(4, 2)
+    network.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    objective = Distillation(nn.Linear(4, 2), network, labels=0, jacobians=0, point=AtNoise(1.0))
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    for rank in (0, 1):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        objective(x, draw=0)
+    monkeypatch.undo()
+    objective(torch.zeros(6, 4), draw=0)  # process r of n has the samples r, r + n, … of a batch
+    assert torch.equal(torch.stack(seen[:2], 1).flatten(0, 1), seen[2])
+    assert len(seen[2].unique(dim=0)) == 6

@@ -19,7 +19,6 @@ class TrainingUnit(nn.Module):
     In one process it returns the same as the objective. In several processes, each with its own part of a batch:
 
     - gradient shares are measured on the mean gradient of all processes, so that all processes use the same weights;
-    - sample i of process r of n has the id r + n i where no `ids` are given, so that directions differ;
     - the loss depends on all trained parameters, because a bias gets no gradient from a Jacobian term, and
       DistributedDataParallel would wait for this gradient.
 
@@ -79,8 +78,6 @@ class TrainingUnit(nn.Module):
         """
         self._check_precision(x)
         part = _part(len(x))
-        if part is not None and settings.get("ids") is None:
-            settings["ids"] = part.rank + part.ranks * torch.arange(len(x), device=x.device)
         with self.objective.loss_weights.in_part(part):
             terms: Terms = self.objective(x, y, **settings)
         self.shares = terms.shares

@@ -213,6 +213,12 @@ def in_several_processes() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
+def row_numbers(x: Tensor) -> Tensor:
+    """Return a number for each row of a batch: r + n i for row i in process r of n, so that directions differ."""
+    rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if in_several_processes() else (0, 1)
+    return rank + ranks * torch.arange(len(x), device=x.device)
+
+
 def check_wrapping(objective: nn.Module, student: nn.Module, *, derived: bool) -> None:
     """Reject a student that is wrapped in DistributedDataParallel, which the passes of its objective bypass."""
     alone = derived and isinstance(student, DistributedDataParallel)

@@ -17,7 +17,7 @@ from jacmatch.jacobian import Arguments, Engine, Inputs, Nodes, Readout, TokenSu
 from jacmatch.jacobian.callables import buffers_in_training, copies_of, replaced_buffers, write_buffers
 from jacmatch.jacobian.engines import connected
 from jacmatch.jacobian.features import Select, class_dimension, output_tensor, selecting
-from jacmatch.jacobian.modules import check_wrapping, in_several_processes, set_mode
+from jacmatch.jacobian.modules import check_wrapping, in_several_processes, row_numbers, set_mode
 from jacmatch.losses import IGNORED, JacobianLoss
 from jacmatch.models import FirstOutputs
 from jacmatch.objectives import validation
@@ -300,7 +300,7 @@ class Objective(nn.Module):
             ids, draw, networks = given.get("ids"), given.get("draw"), [self.network, self.teacher]
             layout = probe.drawn(
                 x,
-                ids=torch.arange(len(x), device=x.device) if ids is None else ids,
+                ids=row_numbers(x) if ids is None else ids,
                 seed=self.differentiation.seed,
                 draw=self.calls if draw is None else draw,
                 context=context or {},
@@ -351,7 +351,7 @@ class Objective(nn.Module):
             x: Raw inputs, the same for student and teacher.
             y: Labels: classes, probabilities, or numbers in regression. None where the label term has no weight.
             ids: A number for each sample, the same in each epoch; seeds its directions, noise and mixtures, and
-                identifies it for a teacher that stores its answers. Row numbers if None.
+                identifies it for a teacher that stores its answers. If None, row i of process r of n has r + n i.
             draw: Index of the independent draw of a sample's point and directions; None uses the number of calls.
             partners: Another data point for each sample, where `needs_partners`; the next in the batch if None.
             partner_labels: The labels of the partners.
@@ -469,7 +469,7 @@ class Objective(nn.Module):
             raise InputError(rule, do="Set labels=0 to train without labels.")
         given = {"y": y, "ids": ids, "partners": partners, "partner_labels": partner_labels}
         validation.one_for_each(type(self).__name__, x, **given)
-        ids = torch.arange(len(x), device=x.device) if ids is None else ids
+        ids = row_numbers(x) if ids is None else ids
         if partners is None:
             partners, partner_labels = x.roll(1, 0), None if y is None else y.roll(1, 0)
         moved, share = self.differentiation.point.move(x, partners, ids=ids, seed=self.differentiation.seed, draw=draw)

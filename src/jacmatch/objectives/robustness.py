@@ -30,6 +30,7 @@ from jacmatch.jacobian import (
     vjp_products,
 )
 from jacmatch.jacobian.features import class_dimension
+from jacmatch.jacobian.modules import row_numbers
 from jacmatch.losses import IGNORED, Positions, Task, hoffman, squared_norm
 from jacmatch.losses.outputs import precise
 from jacmatch.objectives import validation
@@ -294,7 +295,7 @@ def jacobian_norm_penalty(
     if probes < 1:
         raise InputError("`probes` of `jacobian_norm_penalty` must be at least 1.", got=probes)
     seed = int(torch.randint(2**62, ())) if seed is None else seed
-    ids = torch.arange(len(x), device=x.device) if ids is None else ids
+    ids = row_numbers(x) if ids is None else ids
     estimator = RandomOutputs(probes, law="sphere")
 
     def unit_vectors(values: Tensor) -> Tensor:
