@@ -30,8 +30,7 @@ def cache_folder() -> Path:
     return user_path(str(named))
 
 
-is_dir, is_file = os.path.isdir, os.path.isfile
-"""Unlike the methods of `Path`, these return False for invalid names."""
+is_dir, is_file = os.path.isdir, os.path.isfile  # the methods of `Path` may raise for invalid names
 
 
 def existing_folder(text: str, source: str) -> Path:
@@ -94,8 +93,7 @@ def check_memory(needed: int, what: str, do: str) -> None:
     """Refuse data that do not fit into memory: a file of a few MB can claim terabytes."""
     available = _physical_memory()
     if needed > available:
-        gib = 2**30
-        got = f"{needed / gib:,.1f} GiB on a machine with {available / gib:,.1f}"
+        got = f"{needed / 2**30:,.1f} GiB on a machine with {available / 2**30:,.1f}"
         raise InputError(f"{what} must fit into memory.", got=got, do=do)
 
 

@@ -103,7 +103,5 @@ class TrainingUnit(nn.Module):
 
 def _part(samples: int) -> Part | None:
     """Return the part of a batch that this process has, where all have this number of samples; None in one process."""
-    if not in_several_processes():
-        return None
-    ranks = distributed.get_world_size()
-    return Part(distributed.get_rank(), ranks, ranks * samples)
+    ranks = distributed.get_world_size() if in_several_processes() else 1
+    return Part(distributed.get_rank(), ranks, ranks * samples) if ranks > 1 else None

@@ -139,8 +139,7 @@ class Shared(nn.Module):
     def forward(self, batch: Batch, samples: int, progress: float) -> dict[str, Tensor]:
         """The terms: their mean over the processes is that over the batch, of `samples` samples."""
         part = Part(self.ranks.rank, self.ranks.size, samples)
-        known = self.objective if isinstance(self.objective, Objective) else None
-        with nullcontext() if known is None else known.loss_weights.in_part(part):
+        with self.objective.loss_weights.in_part(part) if isinstance(self.objective, Objective) else nullcontext():
             terms: Terms = self.objective(batch.x, batch.y, **batch.keywords(), progress=progress)
         self.shares = terms.shares
         values = terms.of_part(part)
