@@ -131,6 +131,18 @@ def optional_package(module: str, caller: str, install: str) -> Any:
         raise InputError(f"{caller} needs the package {package}.", got=f"{error}", do=f"Run: {install}.") from error
 
 
+def user_callable(spec: str, what: str, rule: str) -> Any:
+    """Import what `PACKAGE.MODULE:CALLABLE` names; its code runs because the user named it."""
+    module_name, _, attribute = spec.partition(":")
+    with converted_errors(rule, "Check the name, and that the module's folder is on PYTHONPATH."):
+        module = importlib.import_module(module_name)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise unknown_name(f"{what}: the callable of module {module_name}", attribute, known)
+    return function
+
+
 def whole_number(what: str, given: object, least: int = 1, other: str = "") -> None:
     """Raise `InputError` unless a setting is an integer of at least `least`; `other` names other valid values."""
     if isinstance(given, bool) or not isinstance(given, numbers.Integral) or given < least:

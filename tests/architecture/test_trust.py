@@ -11,15 +11,13 @@ RUNS_TEXT = {
 }
 IMPORTS_BY_NAME = {
     "src/jacmatch/__init__.py": "the public names, when they are used",
-    "src/jacmatch/datasets/catalog.py": "--data PACKAGE.MODULE:CALLABLE",
     "src/jacmatch/jobs/__init__.py": "the jobs, when they are used",
     "src/jacmatch/integrations/__init__.py": "adapters and their frameworks, when they are used",
     "src/jacmatch/cli/flags.py": "what a job's source imports for its settings",
     "src/jacmatch/plugins.py": "verbs of this package and of installed distributions",
     "src/jacmatch/models/catalog.py": "--model PACKAGE.MODULE:CALLABLE, optional packages by names in the code",
-    "src/jacmatch/errors.py": "optional packages by names in the code",
+    "src/jacmatch/errors.py": "--data and surrogate --teacher PACKAGE.MODULE:CALLABLE; optional packages by names",
     "src/jacmatch/former_names.py": "former names, for one release",
-    "src/jacmatch/jobs/surrogate/functions.py": "surrogate --teacher PACKAGE.MODULE:CALLABLE",
 }
 """Where text becomes code, and what it is for."""
 

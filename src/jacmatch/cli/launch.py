@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from torch import distributed
@@ -37,25 +37,21 @@ def launch(words: Sequence[str], count: int, *, numbered: bool = False) -> int:
     SIGTERM and Ctrl-C are passed on, once each: the processes save a checkpoint and end. If one fails, the others are
     ended as well.
     """
-    with tempfile.TemporaryDirectory(prefix="jacmatch-", ignore_cleanup_errors=True) as folder:
-        return _run(words, count, os.path.join(folder, "store"), {"JACMATCH_NUMBERED": "1"} if numbered else {})
-
-
-def _run(words: Sequence[str], count: int, meeting: str, more: Mapping[str, str]) -> int:
-    """Run the processes, which connect through a file, with additional environment variables."""
-    store = distributed.FileStore(meeting, -1)  # type: ignore[attr-defined]
-    threads = max(1, (os.cpu_count() or 1) // count)
-    about = {
-        **_loopback(),
-        **more,
-        STORE: meeting,
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # a DDP warning that does not apply
-    }
     processes: list[subprocess.Popen[bytes]] = []
-    with _passed_on(processes):
+    temporary = tempfile.TemporaryDirectory(prefix="jacmatch-", ignore_cleanup_errors=True)
+    with temporary as folder, _passed_on(processes):
+        meeting = os.path.join(folder, "store")
+        store = distributed.FileStore(meeting, -1)  # type: ignore[attr-defined]
+        threads = max(1, (os.cpu_count() or 1) // count)
+        about = {
+            **_loopback(),
+            **({"JACMATCH_NUMBERED": "1"} if numbered else {}),
+            STORE: meeting,
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+            "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # a DDP warning that does not apply
+        }
         for rank in range(count):
             own = {**os.environ, **about, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             # A session of its own: Ctrl-C reaches it through this process alone, and so only once.

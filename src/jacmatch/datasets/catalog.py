@@ -1,6 +1,5 @@
 """Load the data set that `--data` names."""
 
-import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from jacmatch.datasets.arrays import OPTIONAL, REQUIRED, from_arrays, from_split
 from jacmatch.datasets.data import Data
 from jacmatch.datasets.files import is_dir, user_path
 from jacmatch.datasets.streamed import Streamed
-from jacmatch.errors import InputError, converted_errors, unknown_name
+from jacmatch.errors import InputError, converted_errors, unknown_name, user_callable
 
 # The first sentence of each docstring says what it is and how it is written.
 LOADERS: dict[str, Callable[[str, int], Data]] = {
@@ -56,7 +55,7 @@ def load(spec: str, seed: int = 0) -> Data:
     if name in LOADERS:
         return LOADERS[name](argument, seed)
     if is_code(spec) and ("." in name or _exists(name)):
-        return _call(spec, name, argument)
+        return _call(spec)
     if spec and is_dir(user_path(spec)):
         rule = "`--data` must name the kind of data in a folder."
         do = f"Write folder:{spec} for images in {spec}/train/CLASS/, with @SIZE to resize them (folder:{spec}@64)."
@@ -71,15 +70,9 @@ def _exists(module_name: str) -> bool:
     return module_name in sys.modules or importlib.util.find_spec(module_name) is not None
 
 
-def _call(spec: str, module_name: str, attribute: str) -> Data:
+def _call(spec: str) -> Data:
     """Return the data set of the user's function, which runs only because the user named it."""
-    rule = f"`--data {spec}` must name a module that can be imported."
-    with converted_errors(rule, "Check the name, and that the module's folder is on PYTHONPATH."):
-        module = importlib.import_module(module_name)
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise unknown_name(f"`--data {spec}`: the callable of module {module_name}", attribute, known)
+    function = user_callable(spec, f"`--data {spec}`", f"`--data {spec}` must name a module that can be imported.")
     rule = f"`--data {spec}` must be callable without arguments and return a data set."
     with converted_errors(rule, "Call it in Python to see where."):
         given = function()

@@ -211,10 +211,8 @@ def benchmark_engines(objective: Distillation, batch: Batch, *, rounds: int = 5)
                     seconds[engine].append(_step(objective, batch, engine))
                 except UnsupportedError as error:
                     refused[engine] = str(error)
-    medians: dict[str, float] = {
-        engine: statistics.median(seconds[engine][1:]) for engine in _ENGINES if engine not in refused
-    }
-    measured = (engine for engine in _ENGINES if engine in medians)
+    measured = [engine for engine in _ENGINES if engine not in refused]
+    medians: dict[str, float] = {engine: statistics.median(seconds[engine][1:]) for engine in measured}
     best: Engine = min(measured, key=lambda engine: medians[engine], default="differences")
     return EngineBenchmark(best, medians, refused)
 

@@ -275,11 +275,10 @@ class Cache(TeachingFields):
         (rank, size), data = rank_and_size(), load(self.data, self.seed, self.smoke)
         with Claims(self.root).alone():  # one process trains the teacher, the others wait for it
             sources = self._sources(data, progress)
-            heads = [head_of(source, self.store, self.shard_megabytes, self.settings()) for source in sources]
-            heads = [
-                resolve_head(folder_of(self.root, source.seed), head)
-                for source, head in zip(sources, heads, strict=True)
-            ]
+            heads = []
+            for source in sources:
+                head = head_of(source, self.store, self.shard_megabytes, self.settings())
+                heads.append(resolve_head(folder_of(self.root, source.seed), head))
         whole = sum(len(head.names()) for head in heads)
         own = len(range(rank, whole, size))
         advance = progress.training(f"shards of {self.root}", own)

@@ -91,8 +91,8 @@ def check_saved(folder: Path) -> None:
         raise InputError(rule, got="another", do="It is damaged: copy it again, or run the job again.")
 
 
-def describe(folder: Path) -> Description:
-    """Return the description of the network in a run folder."""
+def describe(folder: Path, *, allow_code: bool = True) -> Description:
+    """Return the description of the network in a run folder; refuse code outside the package unless it is allowed."""
     Run.open(folder, finished=False)
     file = folder / DESCRIPTION
     if not file.is_file():
@@ -102,7 +102,11 @@ def describe(folder: Path) -> Description:
         size, positions = raw.get("size"), tuple(map(int, raw.get("positions") or ()))
         shape, mean, std = tuple(map(int, raw["shape"])), tuple(map(float, raw["mean"])), tuple(map(float, raw["std"]))
         size = None if size is None else int(size)
-        return Description(str(raw["spec"]), int(raw["outputs"]), shape, mean, std, size, positions)
+        description = Description(str(raw["spec"]), int(raw["outputs"]), shape, mean, std, size, positions)
+    if catalog.is_code(description.spec) and not allow_code:
+        rule = f"The network in {folder} is built by code outside the package."
+        raise InputError(rule, got=description.spec, do="If you trust it, pass allow_code=True (--allow-code).")
+    return description
 
 
 def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -> nn.Module:
@@ -117,7 +121,7 @@ def load_student(run_dir: str | os.PathLike[str], *, allow_code: bool = False) -
         InputError: The folder has no network, a damaged one, or one that needs `allow_code`.
     """
     folder = Path(run_dir)
-    description = described(folder, allow_code=allow_code)
+    description = describe(folder, allow_code=allow_code)
     file = inside(folder, folder / WEIGHTS)
     check_saved(folder)
     _check_size(description, file)
@@ -133,15 +137,6 @@ def load_own(folder: Path, spec: str) -> nn.Module:
         rule = f"The network in {folder} must be {spec!r}, which this job builds."
         raise InputError(rule, got=repr(saved), do="It was changed: remove the folder.")
     return load_student(folder, allow_code=True)
-
-
-def described(folder: Path, *, allow_code: bool) -> Description:
-    """Return the description like `describe`, but refuse code outside the package unless it is allowed."""
-    description = describe(folder)
-    if catalog.is_code(description.spec) and not allow_code:
-        rule = f"The network in {folder} is built by code outside the package."
-        raise InputError(rule, got=description.spec, do="If you trust it, pass allow_code=True (--allow-code).")
-    return description
 
 
 class _WithoutValues(TorchFunctionMode):

@@ -148,7 +148,7 @@ def forward_ratio(request: Request) -> float:
     data = data_of(request.data, request.seed, request.smoke)
     teacher, student = scale_of(request).teacher, scale_of(request).student
     if networks.is_run(teacher):
-        description = networks.described(Path(teacher), allow_code=request.allow_code)
+        description = networks.describe(Path(teacher), allow_code=request.allow_code)
     else:
         description = networks.Description.of(teacher, data)
     return operations(description.build(), data) / operations(networks.Description.of(student, data).build(), data)

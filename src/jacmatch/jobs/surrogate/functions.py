@@ -1,6 +1,5 @@
 """The function that a surrogate learns: two examples, how it is called and differentiated, and its checks."""
 
-import importlib
 import math
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from jacmatch import datasets
-from jacmatch.errors import InputError, UnsupportedError, in_one_line, unknown_name
+from jacmatch.errors import InputError, UnsupportedError, converted_errors, in_one_line, user_callable
 from jacmatch.jacobian import finite_differences, products
 from jacmatch.models import ValuesOnly, catalog
 from jacmatch.models.values import onnx
@@ -25,10 +24,8 @@ OURS = "It is called with float64 tensors or arrays on the CPU, and returns the 
 def checked(rule: str, given: Any, x: Float[Tensor, "sample input"]) -> Float[Tensor, "sample *out"]:
     """Return the result of a call as a tensor of finite numbers with one row per point."""
     if isinstance(given, np.ndarray) or np.isscalar(given) or isinstance(given, list | tuple):
-        try:
+        with converted_errors(f"{rule} must return an array.", OURS, of=ValueError):  # rows of different lengths
             array = np.asarray(given)
-        except ValueError as error:  # rows of different lengths
-            raise InputError(f"{rule} must return an array.", got=in_one_line(error), do=OURS) from error
         if array.dtype.kind != "f" or array.dtype == np.float16:
             raise InputError(f"{rule} {_TYPES}", got=f"{array.dtype}", do="Convert with .astype(float).")
         given = torch.from_numpy(np.array(array, np.float64, order="C"))
@@ -159,14 +156,9 @@ class Function:
     def _timed(self, call: Callable[[Any], Any], x: Tensor) -> Any:
         start = time.perf_counter()
         argument: Any = x.clone().to(self.dtype) if self.arrays == "torch" else x.numpy(force=True).copy()
-        try:
-            with torch.no_grad():
-                given = call(argument)
-        except (InputError, UnsupportedError):
-            raise
-        except Exception as error:  # the user's code may raise anything
-            rule = f"{self.name} must take a batch of {len(x)} points with {x.shape[1]} inputs."
-            raise InputError(rule, got=in_one_line(error), do=OURS) from error
+        rule = f"{self.name} must take a batch of {len(x)} points with {x.shape[1]} inputs."
+        with converted_errors(rule, OURS), torch.no_grad():  # the user's code may raise anything
+            given = call(argument)
         self.seconds += time.perf_counter() - start
         self.points += len(x) if call is self.call else 0
         return given
@@ -188,16 +180,7 @@ def import_callable(spec: str, flag: str = "--teacher") -> Any:
     taken = module_name in datasets.LOADERS or module_name in catalog.FAMILIES  # in a --config too
     if taken or not is_code(spec):
         raise InputError(rule, got=repr(spec), do="`jacmatch list` has the names of built-in functions.")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # the module is the user's: it may fail in any way
-        do = "Check the name, and that the module's folder is on PYTHONPATH."
-        raise InputError(rule, got=in_one_line(error), do=do) from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise unknown_name(f"`{flag} {spec}`: the callable of module {module_name}", attribute, known)
-    return function
+    return user_callable(spec, f"`{flag} {spec}`", rule)
 
 
 def onnx_function(path: str) -> Callable[[Any], Any]:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from jacmatch.datasets.arrays import check_npz_sizes
-from jacmatch.errors import InputError, unknown_name
+from jacmatch.errors import InputError, converted_errors, unknown_name
 from jacmatch.files import read
 from jacmatch.jacobian import jacobian, vjp
 from jacmatch.jobs.surrogate.functions import Function
@@ -139,7 +139,7 @@ def cached(run: Run, name: str, make: Callable[[], Samples], function: Function 
         np.savez(stream, calls=made.calls, seconds=made.seconds, **arrays)
         run.write_bytes(file.name, stream.getvalue())
         return made
-    try:
+    with converted_errors(f"{file} must contain the points of this run.", "Remove it."):
         content = io.BytesIO(read(run.path, file))
         check_npz_sizes(content, str(file))
         with np.load(content, allow_pickle=False) as archive:
@@ -149,10 +149,6 @@ def cached(run: Run, name: str, make: Callable[[], Samples], function: Function 
             if shapes[1:] != [(len(x), y.shape[1]), (len(x), y.shape[1], *x.shape[1:])][: len(shapes) - 1]:
                 raise ValueError(f"shapes {shapes}")
             samples = Samples(x, y, j, int(archive["calls"]), float(archive["seconds"]))
-    except InputError:
-        raise
-    except Exception as error:  # numpy and zipfile raise many types
-        raise InputError(f"{file} must contain the points of this run.", got=f"{error}", do="Remove it.") from error
     if function is not None and len(samples):
         _check_unchanged(file, samples, replace(function))
     return samples
