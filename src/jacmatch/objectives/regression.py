@@ -206,7 +206,7 @@ class Regression(Objective):
             raise InputError(rule, got="'normalized'", do="The direction of a row with unknown entries is unknown.")
         if bool(unknown.all()) and not isinstance(self.differentiation.probe, EveryRow | SampledRows):
             rule = "`probe` of `Regression` must compare only known entries if Jacobians have NaN."
-            got = f"{type(self.differentiation.probe).__name__}(), all products of which have unknown entries"
+            got = f"{type(self.differentiation.probe).__name__}(): all its products have unknown entries"
             raise InputError(rule, got=got, do="Use EveryRow(), the default.")
         return given.masked_fill(unknown, 0.0), unknown
 

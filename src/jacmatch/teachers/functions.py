@@ -152,7 +152,7 @@ class _FunctionTeacher:
 
 
 class AnalyticTeacher(_FunctionTeacher):
-    """A function with a known Jacobian: returns outputs, Jv and vᵀJ exactly; differences if the query gives a step.
+    """A function with a known Jacobian: exact outputs, Jv and vᵀJ; finite differences if a step is given.
 
     Args:
         function: Takes a batch (B, *input) and returns outputs (B, K).

@@ -1,6 +1,6 @@
 """`jacmatch bench cache`: a teacher that answers from disk; and caches of any size for the benchmarks.
 
-Their inputs are random numbers that are generated on access, with one view and an order that is a formula.
+Their inputs are random numbers that are generated on access, with one view per example in a computed order.
 """
 
 import math

@@ -130,7 +130,7 @@ class Pair:
             for _ in range(count):
                 step()
 
-        for _ in range(every):  # the first step measures the shares, and a stored teacher learns its answers
+        for _ in range(every):  # the first step measures the shares, and a stored teacher caches its answers
             step()
         return run
 

@@ -54,7 +54,7 @@ _running: dict[Hashable, tuple[int, ExitStack]] = {}
 
 @contextmanager
 def shared(name: Hashable, make: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-    """Enter `make()`, which sets a switch of the process, in the first thread; exit it in the last."""
+    """Enter the process-wide context `make()` in the first thread; exit it in the last."""
     with _lock:
         count, stack = _running.get(name) or (0, ExitStack())
         if not count:

@@ -171,7 +171,7 @@ def open_source(job: SurrogateFields) -> Source:
         return _file(job)
     for name in ("x_columns", "y_columns"):
         if getattr(job, name):
-            rule = f"`{flag(name)}` of `surrogate` is for a table."
+            rule = f"`{flag(name)}` of `surrogate` requires a table."
             raise InputError(rule, got=job.teacher, do="Name csv:FILE or parquet:FILE, or leave it out.")
     call = EXAMPLES[job.teacher] if job.teacher in EXAMPLES else import_callable(job.teacher)
     if job.points is not None:
