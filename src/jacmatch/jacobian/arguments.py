@@ -217,8 +217,9 @@ class Substituted:
 
 def embedding_of(module: Any) -> nn.Embedding:
     """Return the token embedding of a network: `get_input_embeddings()`, or its only `nn.Embedding`."""
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Embedding)] if _is(module) else []
-    for part in module.modules() if layers and len(layers) != 1 else ():
+    parts: list[Any] = list(module.modules()) if isinstance(module, nn.Module) else []
+    layers = [part for part in parts if isinstance(part, nn.Embedding)]
+    for part in parts if len(layers) > 1 else ():
         embedding = part.get_input_embeddings() if hasattr(part, "get_input_embeddings") else None
         if isinstance(embedding, nn.Embedding):
             return embedding
@@ -227,10 +228,6 @@ def embedding_of(module: Any) -> nn.Embedding:
         got = f"{len(layers)} of them in {type(module).__name__}"
         raise InputError(rule, got=got, do="Give the module a method get_input_embeddings that returns the right one.")
     return layers[0]
-
-
-def _is(module: Any) -> bool:
-    return isinstance(module, nn.Module)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ class OneGraph:
     def _compile(self, graph: fx.GraphModule, inputs: list[Tensor]) -> Run:
         _refuse_own_rules(graph)
         self.graphs += 1
-        run = self._inductor(graph, inputs) if self.backend == "inductor" else _looked_up(self.backend)(graph, inputs)
+        own: Run = self._inductor if self.backend == "inductor" else torch._dynamo.lookup_backend(self.backend)
+        run = own(graph, inputs)
 
         def counted(*arguments: Any) -> Any:
             self.runs += 1
@@ -79,11 +80,6 @@ def reason_of(error: Exception) -> str:
     inner = getattr(error, "inner_exception", None) or error
     lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
     return f"{type(inner).__name__}: {' '.join(lines[:3])}"[:300]
-
-
-def _looked_up(backend: str) -> Run:
-    compiler: Run = torch._dynamo.lookup_backend(backend)
-    return compiler
 
 
 def _refuse_own_rules(graph: fx.GraphModule) -> None:

@@ -6,6 +6,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,8 @@ class Names:
     def common_prefix(self) -> str:
         """The prefix that all names have, up to a dot."""
         folders = [name.split(".")[:-1] for name in self.raw if not counts_calls(name)]
-        prefix = ""
-        for parts in zip(*folders, strict=False):
-            if len(set(parts)) > 1:
-                break
-            prefix += f"{parts[0]}."
-        return prefix
+        levels = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
+        return "".join(f"{parts[0]}." for parts in levels)
 
 
 def counts_calls(name: str) -> bool:

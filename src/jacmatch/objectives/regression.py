@@ -109,15 +109,8 @@ class Regression(Objective):
     ) -> None:
         weights = {"values": values, "jacobians": jacobians}
         probe = EveryRow() if probe is None else probe
-        how = Differentiation(
-            probe,
-            batch_norm=batch_norm,
-            engine=engine,
-            seed=seed,
-            chunk_size=chunk_size,
-            fraction=fraction,
-            caller="Regression",
-        )
+        settings: dict[str, Any] = {"batch_norm": batch_norm, "engine": engine, "seed": seed, "fraction": fraction}
+        how = Differentiation(probe, chunk_size=chunk_size, caller="Regression", **settings)
         calls: dict[str, Any] = {"every": every, "schedule": schedule, "measure_every": measure_every}
         super().__init__(student, teacher, weights, how, output=output, **calls)
         validation.known_names("Regression", jacobian_loss=jacobian_loss)

@@ -165,16 +165,8 @@ class Robustness(Objective):
         validation.known_names("Robustness", task=task, positions=positions)
         _check_numbers(noise=noise, scale=scale)
         probe = RandomOutputs(1, law="sphere") if probe is None else probe
-        how = Differentiation(
-            probe,
-            FORMS[form][0],
-            batch_norm=batch_norm,
-            engine=engine,
-            seed=seed,
-            chunk_size=chunk_size,
-            fraction=fraction,
-            caller="Robustness",
-        )
+        settings: dict[str, Any] = {"batch_norm": batch_norm, "engine": engine, "seed": seed, "fraction": fraction}
+        how = Differentiation(probe, FORMS[form][0], chunk_size=chunk_size, caller="Robustness", **settings)
         calls: dict[str, Any] = {"every": every, "measure_every": measure_every, "class_dim": class_dim}
         super().__init__(student, None, {"labels": 1.0, "penalty": penalty}, how, output=output, **calls)
         _check_probe(form, probe, task)

@@ -6,7 +6,6 @@ whatever type the networks compute in.
 
 import math
 from collections.abc import Callable, ItemsView, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -296,8 +295,3 @@ def jacobian_term(name: str, student: Tensor, teacher: Tensor) -> Tensor:
     """
     name = "squared" if name == "relative" else name
     return JACOBIAN_LOSSES[name](precise(student).transpose(0, 1), precise(teacher).transpose(0, 1)).mean()
-
-
-def exact_values(x: Tensor) -> AbstractContextManager[object]:
-    """Context without autocast: a difference of nearby values has no significant digits left in 16 bits."""
-    return torch.autocast(x.device.type, enabled=False)

@@ -113,16 +113,9 @@ class Transfer(Objective):
             outputs = attention = jacobians = 0.0
         weights = {"labels": labels, "outputs": outputs, "attention": attention, "jacobians": jacobians}
         calls: dict[str, Any] = {"every": every, "schedule": schedule, "measure_every": measure_every}
-        how = Differentiation(
-            None,  # the rows are those of the largest pixels
-            point=AtData() if point is None else point,
-            seed=seed,
-            batch_norm=batch_norm,
-            engine=engine,
-            chunk_size=chunk_size,
-            fraction=fraction,
-            caller="Transfer",
-        )
+        settings: dict[str, Any] = {"batch_norm": batch_norm, "engine": engine, "seed": seed, "fraction": fraction}
+        settings |= {"point": AtData() if point is None else point, "chunk_size": chunk_size}
+        how = Differentiation(None, caller="Transfer", **settings)  # the rows are those of the largest pixels
         super().__init__(FirstOutputs(student, classes), teacher, weights, how, output=output, **calls)
         self.pairs, self.size, self.p, self.shared = tuple(pairs), size, p, shared
         self.output_loss, self.temperature, self.jacobian_loss = output_loss, temperature, jacobian_loss
