@@ -26,13 +26,26 @@ def layer_norm(
     leading = x.dim() - len(shape)
     low = x.dtype not in (torch.float32, torch.float64) or (weight is not None and weight.dtype != x.dtype)
     autocast = torch.is_autocast_enabled(x.device.type)
-    y = None if low or autocast else dual(_DualLayerNorm.apply, x, shape, weight, bias, eps)
+    y = None if low or autocast else dual(_dual_layer_norm, x, leading, weight, bias, eps)
     if y is not None:
         return y
     if autocast and x.dtype != torch.float64:
         x = x.float()  # as autocast does
     rows = x.reshape(x.shape[:leading].numel(), -1)
-    z: Tensor = applied(_Normalised, rows, eps)[0].view(x.shape)
+    return _scaled(applied(_Normalised, rows, eps)[0].view(x.shape), weight, bias)
+
+
+def _dual_layer_norm(
+    x: Tensor, x_t: Tensor, leading: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Pair:
+    rows = x.reshape(x.shape[:leading].numel(), -1)
+    z, mean, rstd = applied(_Normalised, rows, eps)
+    z_t = applied(_Projected, x_t.reshape_as(rows), rows, mean, rstd, eps)
+    return _scaled(z.view(x.shape), weight, bias), _scaled(z_t.view(x.shape), weight, None)
+
+
+def _scaled(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Return γ z + β."""
     if weight is None:
         return z if bias is None else z + bias
     return z * weight if bias is None else torch.addcmul(bias, z, weight)
@@ -111,39 +124,3 @@ def _curvature(t: Tensor, h: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, eps:
 def _dot(u: Tensor, v: Tensor) -> Tensor:
     """⟨u v⟩ of each row, (rows, 1)."""
     return (u * v).mean(1, keepdim=True)
-
-
-class _DualLayerNorm(torch.autograd.Function):
-    """y = γ z + β with z = r (x − μ), and ẏ = γ P ẋ (`_Projected`)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, x_t: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> Pair:
-        y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
-        ctx.eps, ctx.shape = eps, shape
-        rows = x.reshape(mean.numel(), -1)
-        moved = _projected(x_t.reshape_as(rows), rows, mean.view(-1, 1), rstd.view(-1, 1)).view(x.shape)
-        ctx.save_for_backward(x, x_t, weight, mean, rstd, moved)
-        return y, moved if weight is None else moved * weight
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor, g_t: Tensor) -> tuple[Tensor | None, ...]:
-        x, x_t, weight, mean, rstd, moved = ctx.saved_tensors
-        rows, tangents, g, g_t, moved = (z.reshape(mean.numel(), -1) for z in (x, x_t, g, g_t, moved))
-        mean, rstd, gamma = mean.view(-1, 1), rstd.view(-1, 1), None if weight is None else weight.flatten()
-        wanted = [True, *ctx.needs_input_grad[3:5]]
-        h_t = g_t if gamma is None else g_t * gamma
-        by_x = _curvature(tangents, h_t, rows, mean, rstd, ctx.eps)
-        if torch.is_grad_enabled():  # to be differentiated once more
-            each = (g if gamma is None else g * gamma, h_t, tangents)
-            direct, by_x_t, moved = (applied(_Projected, t, rows, mean, rstd, ctx.eps) for t in each)
-            var, mu = torch.var_mean(rows, 1, unbiased=False, keepdim=True)
-            by_weight, by_bias = (g * ((rows - mu) * (var + ctx.eps).rsqrt())).sum(0), g.sum(0)
-        else:
-            backward, shape = torch.ops.aten.native_layer_norm_backward, rows.shape[1:]
-            direct, by_weight, by_bias = backward(g, rows, shape, mean, rstd, gamma, rows.new_empty(shape), wanted)
-            by_x_t = _projected(h_t, rows, mean, rstd)
-        of_weight = (by_weight + (g_t * moved).sum(0)).view_as(weight) if wanted[1] else None
-        of_bias = by_bias.view(ctx.shape) if wanted[2] else None
-        return (by_x + direct).view(x.shape), by_x_t.view(x.shape), None, of_weight, of_bias, None
