@@ -233,7 +233,7 @@ class _Projected(Rule):
         scale = -weight * rstd.square()
         factor = scale * rstd * (form / n - 2 * a * b)
         result = affine(x, factor, -scale * (a * h_sum + b * t_sum) / n - mean * factor)
-        result = result + h * by_channel(scale * a, h) + t * by_channel(scale * b, t)
+        result = torch.addcmul(torch.addcmul(result, h, by_channel(scale * a, h)), t, by_channel(scale * b, t))
         return by_h if by_t else None, result, (form * rstd).to(weight.dtype), *[None] * 3
 
 
