@@ -42,6 +42,7 @@ _FEWEST = 10  # samples among which wrong partials are looked for
 _WRONG = 10.0  # residual of a sample over the median: geometric mean of that as it is and in standard deviations
 _SMALL = 0.05  # residual over the root mean square of the partials below which it is ignored
 _WIDE = 10.0  # ratio of largest and smallest value from which on the logarithm is tried
+_COMPARED = 1500  # values and partials on which both are compared
 _BETTER = 0.8  # held-out loss with logarithms over that without
 _FREE = 2400  # values and partials of one output at the points where a network learns from a process
 
@@ -306,7 +307,7 @@ class Logs:
 
     @staticmethod
     def of(y: Values, zero: ndarray) -> "Logs | None":
-        """Return the logarithms of outputs of a wide range; None if there are none."""
+        """Return the logarithms of outputs of a wide range, if any."""
         low, high = (y - zero).min(0), (y - zero).max(0)
         sign = np.where(low > 0, high > _WIDE * low, 0.0) - np.where(high < 0, low < _WIDE * high, 0.0)
         return Logs(zero, sign) if sign.any() else None
@@ -326,13 +327,17 @@ class Logs:
 
 
 def select_process(data: Standardized, seed: int, zero: ndarray | None = None) -> tuple[GaussianProcess, float | None]:
-    """Return the process of values or, with the raw `zero`, of logarithms, by its held-out loss, and this loss."""
+    """Return the process of values or, given the raw `zero`, of logarithms, by held-out loss, and this loss."""
     process = fit_gaussian_process(data, seed=seed)
     loss = held_out_loss(data, seed, process)
     if zero is not None and loss is not None and loss > EXACT and (logs := Logs.of(data.y, zero)) is not None:
-        other = replace(fit_gaussian_process(logs.learned(data), seed=seed), logs=logs)
-        if (of_other := held_out_loss(data, seed, other)) is not None and of_other < _BETTER * loss:
-            return other, of_other
+        count = len(data) * _COMPARED // conditions_on(data)
+        some = data if count >= len(data) else data.rows(np.random.default_rng(seed).permutation(len(data))[:count])
+        other = replace(fit_gaussian_process(logs.learned(some), seed=seed), logs=logs)
+        before, after = loss if some is data else held_out_loss(some, seed), held_out_loss(some, seed, other)
+        if before is not None and after is not None and after < _BETTER * before:
+            other = other if some is data else replace(fit_gaussian_process(logs.learned(data), seed=seed), logs=logs)
+            return other, held_out_loss(data, seed, other)
     return process, loss
 
 

@@ -68,7 +68,6 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         held_out_: Held-out loss of network and process, if both were fitted.
         scaler_: Means and scales of inputs and outputs.
         warnings_: One line for each problem of the samples.
-        n_features_in_: The number of inputs.
 
     References:
         Czarnecki et al. 2017, arXiv 1706.04859 (Sobolev training).
@@ -86,7 +85,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         self,
         model: str = "auto",
         solver: str = "auto",
-        hidden: tuple[int, ...] = (32, 32),
+        hidden: tuple[int, ...] = (24, 24, 24),
         activation: str = "auto",
         starts: int = 1,
         weight_decay: float | str = "auto",

@@ -118,8 +118,7 @@ def standardize(
 ) -> tuple[Standardized, Scaler]:
     """Return samples in standardized units, and the scaler; the arguments are those of `JacobianRegressor`.
 
-    Units are standard deviations where not given. The error of a projection is divided by its unit ‖u t‖/‖u‖, for units
-    t of the outputs.
+    The error of a projection is divided by its unit ‖u t‖/‖u‖, for units t of the outputs.
     """
     n, k, d = len(x), y.shape[1], x.shape[1]
     weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)

@@ -165,8 +165,8 @@ def select(
 ) -> Fit:
     """Follow a path of weight decays, and return the parameters with the lowest held-out loss.
 
-    The path starts at a medium decay and goes both ways until the held-out loss is clearly worse. Without noise, a
-    stronger decay must be clearly better and a weaker one may be slightly worse: the last fit converges further.
+    The path starts at a medium decay and goes both ways. Without noise, a stronger decay must be clearly better and a
+    weaker one may be slightly worse: the last fit converges further.
     """
     middle = min(decays, key=lambda decay: abs(np.log(max(decay, 1e-30) / _BEGINS)))
     theta, loss, total = minimize_loss(data, net, theta, middle, evaluations, on_evaluation)

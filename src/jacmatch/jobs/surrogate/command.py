@@ -28,19 +28,10 @@ from jacmatch.report import Table
 from jacmatch.report.page import FIGURE, PICTURES, SMALL_FIGURE, SMALL_PICTURES
 from jacmatch.runs import Run, spread
 from jacmatch.surrogates import gaussian_process as processes
+from jacmatch.surrogates import solver as solvers
 from jacmatch.surrogates.modules import new_student, regression, to_module, to_process_module
 from jacmatch.surrogates.perceptron import ACTIVATIONS
 from jacmatch.surrogates.samples import Scaler, is_noisy, standardize
-from jacmatch.surrogates.solver import (
-    DECAYS,
-    Fit,
-    OnProgress,
-    Standardized,
-    layouts,
-    planned_evaluations,
-    select_network,
-    too_large,
-)
 from jacmatch.training import Fitted, find_device, fit
 from jacmatch.training.loop import OnStep, peak_memory
 
@@ -101,7 +92,7 @@ class Surrogate(SurrogateFields):
 
     def _others(self, source: Source, samples: Samples, method: str) -> tuple[str, ...]:
         """Layouts that `--activation auto` and `--model auto` may select instead of the first."""
-        nets = layouts(1, self.hidden, 1, self.activation)[1:]
+        nets = solvers.layouts(1, self.hidden, 1, self.activation)[1:]
         process = (self._process_layout(source, samples, method),) if self.model == "auto" and samples.u is None else ()
         return (*(_layout(net.widths[1:-1], net.activation) for net in nets), *process)
 
@@ -206,15 +197,15 @@ class Surrogate(SurrogateFields):
         if self.solver != "auto":
             return self.solver, "as set"
         if reason is None:
-            net = layouts(samples.x[0].numel(), self.hidden, samples.y.shape[1], self.activation)[0]
-            if too_large(len(samples), tangents, net):
+            net = solvers.layouts(samples.x[0].numel(), self.hidden, samples.y.shape[1], self.activation)[0]
+            if solvers.too_large(len(samples), tangents, net):
                 reason = "too many points for full-batch steps"
             elif samples.j is not None and samples.u is None:
                 noisy = is_noisy(samples.x.flatten(1).numpy(), samples.y.numpy(), samples.j.flatten(2).numpy())
                 reason = "noisy values" if noisy else None
         return ("adam", reason) if reason and samples.u is None else ("lbfgs", "deterministic, and small enough")
 
-    def _check_process(self, data: Standardized) -> None:
+    def _check_process(self, data: solvers.Standardized) -> None:
         """Refuse more values and partials than a Gaussian process can be conditioned on."""
         count = processes.conditions_on(data)
         if count > processes.LARGEST:
@@ -237,7 +228,7 @@ class Surrogate(SurrogateFields):
         steps = fitted.evaluations
         return Fitted(steps, seconds, len(samples) * steps / seconds, peak_memory(torch.device("cpu")), finished=True)
 
-    def standardized(self, source: Source, samples: Samples, method: str) -> tuple[Standardized, Scaler]:
+    def standardized(self, source: Source, samples: Samples, method: str) -> tuple[solvers.Standardized, Scaler]:
         """Return values and, if the method has them, partials in units, and the scaler."""
         partials = None if samples.j is None or method == "values" else samples.j.flatten(2).numpy()
         return standardize(
@@ -270,32 +261,32 @@ class Surrogate(SurrogateFields):
         return to_process_module(process, scaler, tuple(samples.x.shape[1:])), process, scaler
 
     def network_of(
-        self, source: Source, samples: Samples, method: str, seed: int, on_progress: OnProgress | None = None
-    ) -> tuple[nn.Module, Fit, dict[str, Any]]:
+        self, source: Source, samples: Samples, method: str, seed: int, on_progress: solvers.OnProgress | None = None
+    ) -> tuple[nn.Module, solvers.Fit, dict[str, Any]]:
         """Return the model of all points, the fit of its network, and how it was selected.
 
         "auto" takes the Gaussian process itself where a network distilled from it would lose accuracy.
         """
         shape = tuple(samples.x.shape[1:])
         data, scaler = self.standardized(source, samples, method)
-        nets = layouts(data.x.shape[1], self.hidden, data.y.shape[1], self.activation)
+        nets = solvers.layouts(data.x.shape[1], self.hidden, data.y.shape[1], self.activation)
         free: dict[str, Any] = {"model": "network", "gp_held_out_loss": None, "free_points": 0, "distilled_loss": None}
         tried = self.model != "network" and data.u is None and processes.conditions_on(data) <= processes.LARGEST
         process, of_process = processes.select_process(data, seed, scaler.zero) if tried else (None, None)
         free["gp_held_out_loss"] = of_process
         as_process = {"model": "gp", "process": process, "scaler": scaler}
         if self.model == "auto" and process is not None and of_process is not None and of_process < processes.EXACT:
-            exact = Fit(nets[0], nets[0].initial(seed), 0.0, of_process, None, 1)  # no network is tried
+            exact = solvers.Fit(nets[0], nets[0].initial(seed), 0.0, of_process, None, 1)  # no network is tried
             return to_process_module(process, scaler, shape), exact, free | as_process
         how: dict[str, Any] = {"evaluations": self.training().steps if self.smoke else None, "on_progress": on_progress}
-        decays = (self.weight_decay,) if self.weight_decay else DECAYS
-        selection = select_network(data, nets, starts=1, decays=decays, seed=seed, **how)
+        decays = (self.weight_decay,) if self.weight_decay else solvers.DECAYS
+        selection = solvers.select_network(data, nets, starts=1, decays=decays, seed=seed, **how)
         better = of_process is not None and selection.held_out is not None and of_process < selection.held_out
         if process is None or not (better or self.model == "distilled"):
             fitted = selection.fit(data)
             return to_module(fitted.net, fitted.theta, scaler, shape), fitted, free
         whole = processes.with_free_samples(data, process, seed)
-        most = 2 * planned_evaluations(whole, selection.net)
+        most = 2 * solvers.planned_evaluations(whole, selection.net)
         fitted = replace(selection, last=min(selection.last, most)).fit(whole)
         lost = processes.distilled_loss(data, process, fitted, seed + 1)
         free |= {"model": "distilled", "free_points": len(whole) - len(data), "distilled_loss": lost}

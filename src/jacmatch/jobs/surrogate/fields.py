@@ -71,7 +71,7 @@ class SurrogateFields(TrainingFields):
     solver: Literal["auto", "lbfgs", "adam"] = "auto"
     """Solver that fits the network. lbfgs: in float64 over all points, with a weight decay selected on held-out points.
     adam: --steps minibatches. auto: lbfgs if possible, otherwise adam; the result names the reason."""
-    hidden: tuple[int, ...] = (32, 32)
+    hidden: tuple[int, ...] = (24, 24, 24)
     """Widths of the hidden layers."""
     activation: Literal["auto", "softplus", "silu", "tanh", "sine", "gelu", "relu"] = "auto"
     """Activation function; all except relu are smooth. auto: silu, or one layer of sines if its error on held-out

@@ -118,7 +118,7 @@ class Function:
         """Return Jacobians by central differences, and where the function is not smooth within the step.
 
         A function is not smooth at a point if the one-sided derivatives (f(x + h) − f(x))/h and (f(x) − f(x − h))/h
-        differ by more than `NON_SMOOTH` of the largest derivative of that output, because of a jump, a kink or noise.
+        differ by more than `NON_SMOOTH` of the largest derivative of that output.
         """
         y = self.values(x)
         step = self.step if step is None else step
@@ -210,8 +210,8 @@ def open_function(
 ) -> Function:
     """Return the function, after testing what it accepts and how its Jacobian can be computed.
 
-    It is called with tensors that require gradients, then with plain tensors, then with arrays. If it and its own
-    Jacobian take arrays, only arrays are used. A module is put into evaluation mode.
+    It is called with tensors that require gradients, then with plain tensors, then with arrays; only with arrays if it
+    and its own Jacobian take them. A module is put into evaluation mode.
 
     `own` is by default its attribute `jacobian`, and `way` the first available of own, autograd and differences.
     """

@@ -28,8 +28,8 @@ Points = Float[Tensor, "sample input"]
 def cube(kind: str, count: int, inputs: int, seed: int) -> Points:
     """Return points in the unit cube, in float64.
 
-    The first n points of a scrambled `sobol` sequence are evenly spread for any n. In a `latin-hypercube` of n points,
-    each of n slices along each axis has one point.
+    Any number of first points of a scrambled `sobol` sequence is evenly spread. In a `latin-hypercube`, each slice of
+    an axis has one point.
     """
     if count < 1 or inputs < 1:
         raise InputError("`count` and `inputs` of a sample must be at least 1.", got=f"{count} and {inputs}")
