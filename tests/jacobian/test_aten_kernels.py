@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,9 @@ CALLS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
     "cholesky_solve, upper": (lambda x: torch.cholesky_solve(x @ X, x + 3 * torch.eye(3), upper=True), SQUARE),
     "logcumsumexp": (lambda x: torch.logcumsumexp(x, 1), X),
     "logcumsumexp of numbers far apart": (lambda x: x.logcumsumexp(1), FAR),
+    "logcumsumexp of complex numbers": (lambda x: torch.complex(x, x.sin()).logcumsumexp(1).abs(), X),
+    "logaddexp of numbers far apart": (lambda x: torch.logaddexp(x, -3 * x), FAR),
+    "sinc": (torch.sinc, X),
     "cumprod": (lambda x: torch.cumprod(x, 2), X),
     "cumprod with a factor of zero": (lambda x: torch.cumprod(x, 1), ZERO),
     "glu": (lambda x: functional.glu(x, 2), X),
@@ -213,3 +217,15 @@ def test_kernels_take_the_arguments_of_their_operators(name):
     packet, _, overload = name.partition(".")
     schema = getattr(getattr(aten, packet), overload or "default")._schema
     assert schema.name == f"aten::{packet}"
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-20, 1e-8, 0.31, 0.32])
+def test_sinc_has_a_second_derivative_near_zero(x):
+    """PyTorch's is 0 at 1e-20, -5.2 at 1e-8 and NaN at 0."""
+    u = np.linspace(0, 1, 20_001)  # sinc(x) is the integral of cos(pi x u) over u from 0 to 1
+    exact = np.trapezoid(-((np.pi * u) ** 2) * np.cos(np.pi * x * u), u)
+    b = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    given = torch.full((1, 1), x, dtype=torch.float64)
+    for product in (jvp, vjp):
+        derivative = product(lambda z: torch.sinc(z + b), given, torch.ones_like(given))[1]
+        assert torch.autograd.grad(derivative.sum(), b)[0].item() == pytest.approx(exact, rel=1e-6)

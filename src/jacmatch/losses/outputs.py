@@ -47,7 +47,11 @@ def expected_under(
         # gather, not one_hot times costs: an impossible other class (cost ∞) must not give 0·∞.
         ignored = labels == IGNORED
         index = labels.long().masked_fill(ignored, 0)
-        picked = costs.gather(axis, index.unsqueeze(axis)).squeeze(axis).masked_fill(ignored, 0.0)
+        try:
+            picked = costs.gather(axis, index.unsqueeze(axis)).squeeze(axis).masked_fill(ignored, 0.0)
+        except RuntimeError as error:
+            rule = f"`labels` of `{caller}` must be classes from 0 to {costs.shape[axis] - 1}, or {IGNORED}."
+            raise InputError(rule, got="labels out of bounds") from error
         return picked if picked.dim() == 1 else picked.flatten(1).sum(1)
     raise InputError(
         f"`labels` of `{caller}` must be integers of shape {tuple(positions)} or probabilities of shape "

@@ -231,8 +231,10 @@ def explained(caller: str, x: Tensor, y: Tensor | None, student: nn.Module, name
     """Context in which torch's errors about input types and label ranges are raised with the name of the argument."""
     try:
         yield
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, InputError) as error:
         like = next((p for p in student.parameters() if p.is_floating_point()), x)
+        if isinstance(error, InputError):
+            like = x
         if x.dtype != like.dtype and "type" in str(error) and not torch.is_autocast_enabled(x.device.type):
             kind = str(like.dtype)
             rule = f"`x` of `{caller}` must have the type of the student's parameters."

@@ -122,7 +122,7 @@ def cholesky_solve(right: Tensor, factor: Tensor, upper: bool = False) -> Tensor
 
 def logcumsumexp(x: Tensor, dim: int) -> Tensor:
     """`torch.logcumsumexp`, by logarithmically many sums of two."""
-    return _scan(x, dim, _log_sum)
+    return _scan(x, dim, log_sum)
 
 
 def cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -142,8 +142,11 @@ def _scan(x: Tensor, dim: int, combine: Callable[[Tensor, Tensor], Tensor]) -> T
     return x.clone() if step == 1 else x
 
 
-def _log_sum(a: Tensor, b: Tensor) -> Tensor:
+def log_sum(a: Tensor, b: Tensor) -> Tensor:
     """Return log(eᵃ + eᵇ) with finite derivatives of every order, also where the two are far apart or −∞."""
+    if a.is_complex() or b.is_complex():
+        largest = torch.maximum(a.real, b.real).detach()
+        return largest + ((a - largest).exp() + (b - largest).exp()).log()
     empty = b == -math.inf
     known = torch.where(empty, torch.zeros_like(b), b)
     return torch.where(empty, a, known - torch.nn.functional.logsigmoid(known - a))
@@ -157,6 +160,17 @@ def hardsigmoid(x: Tensor) -> Tensor:
 def hardswish(x: Tensor) -> Tensor:
     """`torch.nn.functional.hardswish`, x · hardsigmoid(x)."""
     return x * hardsigmoid(x)
+
+
+def sinc(x: Tensor) -> Tensor:
+    """`torch.sinc`, sin(u) / u of u = πx, by its series where |u| < 1."""
+    u = math.pi * x
+    near = u.abs() < 1
+    square, series = torch.where(near, u, 0.0).square(), torch.ones_like(u)
+    for k in range(8, 0, -1):
+        series = 1 - square * series / (2 * k * (2 * k + 1))
+    far = torch.where(near, 1.0, u)
+    return torch.where(near, series, far.sin() / far)
 
 
 def glu(x: Tensor, dim: int = -1) -> Tensor:

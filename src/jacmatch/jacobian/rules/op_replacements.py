@@ -120,6 +120,8 @@ _RULES: dict[Callable[..., Any], Rule] = {
     **dict.fromkeys((functional.layer_norm, torch.layer_norm), layer_norm),
     **{func: _unfused(func) for func in (torch.lstm, torch.lstm_cell)},
     functional.instance_norm: _instance_norm,
+    **dict.fromkeys((torch.sinc, torch.special.sinc, Tensor.sinc), aten_kernels.sinc),
+    **dict.fromkeys((torch.logaddexp, Tensor.logaddexp), aten_kernels.log_sum),
 }
 _FORWARD_RULES: dict[Callable[..., Any], Rule] = {
     functional.linear: linear,
