@@ -152,7 +152,7 @@ def dot_figure(rows: Sequence[tuple[str, float, float | None]], *, title: str, x
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0, 1.4 + 0.27 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8.0, 1.4 + 0.27 * len(rows)), layout="constrained")
     axes: Any = figure.subplots()
     positions = list(range(len(rows), 0, -1))
     means = [mean for _, mean, _ in rows]
@@ -167,7 +167,7 @@ def dot_figure(rows: Sequence[tuple[str, float, float | None]], *, title: str, x
     )
     axes.set_yticks(positions, [label for label, _, _ in rows], fontsize=9)
     axes.set_xlabel(x_label)
-    axes.set_title(title, fontsize=11)
+    figure.suptitle(title, fontsize=11)  # not of the axes, which are narrow beside long labels
     axes.grid(axis="x", alpha=0.25, linewidth=0.7)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -450,7 +450,7 @@ def _recipes(document: Document) -> list[Table]:
     larger = f"Larger student: {LARGER_VGG}. " if _LARGER in shown_rows else ""
     note = (
         f"Teacher {teacher['model']} at {teacher['size']} pixels, student {student}, {facts['steps']} steps with "
-        f"batches of 64, evaluated on {facts['judged']} test images, {' and '.join(columns)} labeled images per "
+        f"batches of 64, evaluated on {facts['judged']} test images, {', '.join(columns)} labeled images per "
         f"class; the teacher sees each image in {_VIEWS} views{many}. {larger}Gain: over labels at mixed pairs "
         "with the same seeds and student. Cosine and relative error: on new images, of the products that the row "
         f"compares; if it compares none, of one random row. {_few(document)} Converged: in the last fifth of the "
