@@ -558,9 +558,8 @@ class NoiseAveraged:
         self, x: Float[Tensor, "batch *input"], ids: Int[Tensor, "batch"], seed: int, draw: int
     ) -> Float[Tensor, "copies *input"]:
         """Return `count` noisy inputs for each sample, one sample after the other."""
-        shape = tuple(x.shape[1:])
         about: dict[str, Any] = {"seed": seed + _NOISE, "ids": ids, "draw": draw, "count": self.count}
-        z = probes.directions("gaussian", **about, shape=shape, dtype=x.dtype)
+        z = probes.directions("gaussian", **about, shape=tuple(x.shape[1:]), dtype=x.dtype)
         return (x + self.sigma * z).transpose(0, 1).flatten(0, 1)
 
     def repeated(self, values: Shaped[Tensor, "..."], dim: int = 0) -> Shaped[Tensor, "..."]:
@@ -569,8 +568,7 @@ class NoiseAveraged:
 
     def averaged(self, products: Float[Tensor, "probe copies *rest"]) -> Float[Tensor, "probe batch *rest"]:
         """Return the means of the products over the noisy inputs of each sample."""
-        shape = (products.shape[0], -1, self.count, *products.shape[2:])
-        return products.reshape(shape).mean(2)
+        return torch.unflatten(products, 1, (-1, self.count)).mean(2)
 
     def directions(self, **given: Any) -> Float[Tensor, "probe batch *shape"]:
         """The directions of the probe."""
