@@ -43,7 +43,7 @@ ROBUST = "robust --data npz:{good}/data.npz --model mlp:4 --smoke"
 REGRESS = "--data synthetic:D=3,K=2,N=30,T=10"
 
 X, Y = np.random.default_rng(0).random((30, 1, 4, 4), dtype=np.float32), np.arange(30) % 3
-GOOD = {"x_train": X, "y_train": Y, "x_test": X[:12], "y_test": Y[:12]}
+GOOD = {"x_train": X, "y_train": Y, "x_test": 1 - X[:12], "y_test": Y[:12]}
 OBJECTS = np.empty(30, dtype=object)
 ARRAYS = {
     "no_test": {"y_test": None},

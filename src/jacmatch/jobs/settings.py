@@ -26,10 +26,7 @@ from jacmatch.version import __version__
 
 SMOKE_TRAIN, SMOKE_TEST = 12, 2
 """Training and test samples of a smoke run, for each class."""
-_SHARED, _SCALES = (
-    0.01,
-    10.0,
-)  # share of test inputs and ratio of scales above which there is a warning
+_SHARED, _SCALES = 0.01, 10.0  # share of test inputs, and ratio of scales, above which there is a warning
 _LEVELS = 4  # a network of surrogate lies three folders below its run
 _DO = "Name the data: --data."
 
@@ -121,7 +118,8 @@ def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int,
     candidates = [data_of_run(folder, allow_code=allow_code) for folder in runs]
     if not candidates:
         return load("digits", seed, smoke)
-    if len(candidates) > 1 and (difference := changed(*(each.test.digests for each in candidates))):
+    tests = [{f"{name}_test": digest for name, digest in each.test.digests.items()} for each in candidates]
+    if len(candidates) > 1 and (difference := changed(*tests)):
         rule = f"`--data` of `{verb}` must be given for two runs that were tested on different data."
         raise InputError(rule, got=f"{candidates[0].name} and {candidates[1].name}: {difference}", do=_DO)
     first = candidates[0]
