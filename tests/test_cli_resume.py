@@ -23,7 +23,7 @@ MESSAGES = {
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     x, y = np.random.default_rng(0).random((30, 4), dtype=np.float32), np.arange(30) % 3
-    np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=x[:12], y_test=y[:12])
+    np.savez(tmp_path / "data.npz", x_train=x, y_train=y, x_test=1 - x[:12], y_test=y[:12])
     return tmp_path
 
 

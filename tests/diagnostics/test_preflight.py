@@ -158,7 +158,7 @@ class Wrong:
     remedy: str
 
 
-GRADIENT = ("wrong-gradient", "what is detached")
+GRADIENT = ("wrong-gradient", "detached results")
 WRONGS = {
     "student detached, labels alone": Wrong(
         distilled(of_layers(lambda x, a, b: b(a(x)).detach()), jacobians=0.0), "no gradient", "jacmatch.doctor"
@@ -239,7 +239,7 @@ WRONGS = {
     "a term left out of the loss": Wrong(
         lambda: Own(lambda c, s: summed(c.mean(), s.square().sum(1).mean()) | {"loss": c.mean()}),
         "not-a-sum",
-        "that it sums",
+        "weighted terms in `values`",
     ),
     "gradient without create_graph": Wrong(
         lambda: Own(lambda c, s: summed(c.mean(), s.square().sum(1).mean()), create_graph=False), *GRADIENT

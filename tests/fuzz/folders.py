@@ -36,7 +36,7 @@ def trained(folder: Path) -> None:
     """A finished run of every kind of file."""
     data = folder.parent / f"{folder.name}.npz"
     x, y = np.random.default_rng(0).random((12, 1, 2, 2), dtype=np.float32), np.arange(12) % 2
-    np.savez(data, x_train=x, y_train=y, x_test=x, y_test=y)
+    np.savez(data, x_train=x, y_train=y, x_test=1 - x, y_test=y)
     few = {"validation": 2, "per_class": 0, "steps": 3, "teacher_steps": 2, "seeds": 1, "methods": ("jacobians",)}
     VERBS["distill"].load()(data=f"npz:{data}", teacher="mlp:2", student="mlp:2", out=folder, **few).run()
 

@@ -1,5 +1,6 @@
 """`jacmatch transfer`: what they write, what can be loaded again."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -135,13 +136,13 @@ def test_a_run_as_teacher_for_images_of_another_size(shared):
 def arrays(side):
     generator = np.random.default_rng(0)
     x, y = generator.random((30, 1, side, side), dtype=np.float32), np.arange(30) % 3
-    return {"x_train": x, "y_train": y, "x_test": x[:12], "y_test": y[:12]}
+    return {"x_train": x, "y_train": y, "x_test": 1 - x[:12], "y_test": y[:12]}
 
 
 @pytest.mark.ci
 def test_samples_that_are_no_images(shared):
     x, y = np.random.default_rng(0).random((30, 4), dtype=np.float32), np.arange(30) % 3
-    np.savez(shared / "vectors.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    np.savez(shared / "vectors.npz", x_train=x, y_train=y, x_test=1 - x, y_test=y)
     with pytest.raises(InputError, match=r"`--data` of `transfer` must be images\. Got samples of shape \(4,\)"):
         Transfer(data=f"npz:{shared}/vectors.npz", smoke=True).run()
 
@@ -247,7 +248,7 @@ def test_the_terms_of_the_bound_are_those_of_the_networks(loss):
 def test_unseen_images_are_of_mixed_classes_where_the_files_are_sorted(shared):
     x, y = np.random.default_rng(0).random((60, 1, 6, 6), dtype=np.float32), np.arange(60) // 20
     for name in ("sorted", "other"):
-        np.savez(shared / f"{name}.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+        np.savez(shared / f"{name}.npz", x_train=1 - x, y_train=y, x_test=x, y_test=y)
     Train(
         data=f"npz:{shared}/sorted.npz",
         model="cnn3",
@@ -418,10 +419,10 @@ def test_a_teacher_of_the_classes_of_the_target(shared):
 
 @pytest.mark.ci
 def test_a_student_larger_than_its_teacher_is_a_note(ready):
-    assert Transfer(smoke=True)._notes(ready) == []
-    (note,) = Transfer(smoke=True, student="vgg4")._notes(
-        jacmatch.jobs.transfer.replace(ready, description=pretrained.Description.of("vgg4", ready.data))
-    )
+    larger = dataclasses.replace(ready, description=pretrained.Description.of("vgg4", ready.data))
+    students = [Transfer(smoke=True).network_of("mixup", each) for each in (ready, larger)]
+    assert transfer_results.larger_student(students[0], ready.teacher.network) == []
+    (note,) = transfer_results.larger_student(students[1], ready.teacher.network)
     assert note.startswith("The student has more parameters than its teacher")
 
 

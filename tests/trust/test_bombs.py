@@ -14,7 +14,7 @@ from tests.report.test_report import comparison as compared
 from torch import nn
 
 from jacmatch.cli import VERBS, flags, settings
-from jacmatch.datasets.streamed import decode_bytes
+from jacmatch.datasets.streamed import decode
 from jacmatch.errors import InputError
 from jacmatch.files import inside
 from jacmatch.jobs import networks
@@ -65,7 +65,7 @@ def test_only_the_formats_that_are_named_are_opened(kind):
     file = io.BytesIO()
     Image.new("RGB", (2, 2)).save(file, kind)
     with pytest.raises(InputError, match=r"an image must be an image\. Got UnidentifiedImageError"):
-        decode_bytes(file.getvalue(), "an image", caller="the test", max_pixels=10)
+        decode(file.getvalue(), "an image", caller="the test", max_pixels=10)
 
 
 def test_a_text_in_an_image_does_not_fill_the_memory():
@@ -76,7 +76,7 @@ def test_a_text_in_an_image_does_not_fill_the_memory():
     Image.new("L", (2, 2)).save(file, "png", pnginfo=info)
     assert len(file.getvalue()) < 2**13
     with pytest.raises(InputError, match=r"must be an image\. Got ValueError: Decompressed data too large"):
-        decode_bytes(file.getvalue(), "an image", caller="the test", max_pixels=10)
+        decode(file.getvalue(), "an image", caller="the test", max_pixels=10)
 
 
 def test_a_checkpoint_has_no_parts_larger_than_itself(tmp_path):

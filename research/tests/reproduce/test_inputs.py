@@ -39,7 +39,7 @@ def write(tmp_path, monkeypatch):
 
 def _arrays(label=0):
     x, y = np.random.default_rng(0).random((60, 1, 2, 2), dtype=np.float32), (np.arange(60) + label) % 3
-    np.savez("d.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    np.savez("d.npz", x_train=x, y_train=y, x_test=1 - x, y_test=y)
 
 
 def _reproduce(out="rep", **changes):

@@ -474,7 +474,7 @@ def test_a_note_says_which_model_was_selected_and_why():
 def test_a_gaussian_process_is_evaluated_and_exported(folder, undrawn):
     does(f"--teacher simulator:smooth {BOX} --smoke --samples 12 --onnx never --model gp --methods slopes --out run")
     test = np.load("run/points-test.npz")
-    np.savez("new.npz", x_train=test["x"], y_train=test["y"], x_test=test["x"], y_test=test["y"])
+    np.savez("new.npz", x_train=test["x"] + 1, y_train=test["y"], x_test=test["x"], y_test=test["y"])
     for verb in ("evaluate run --out judged", "export run --to pt2 --out files"):
         assert main(shlex.split(f"{verb} --data npz:new.npz")) == 0
     off = (jacmatch.load_student("run")(torch.from_numpy(test["x"])).numpy() - test["y"]).ravel()
