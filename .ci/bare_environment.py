@@ -24,7 +24,7 @@ def is_bare() -> None:
 
 
 def trains() -> None:
-    """Ten lines: a student gets nearer to its teacher in value and in slope."""
+    """Ten lines: a student gets nearer to its teacher in outputs and in derivatives."""
     torch.manual_seed(0)
     teacher = torch.nn.Sequential(torch.nn.Linear(6, 32), torch.nn.Tanh(), torch.nn.Linear(32, 3))
     student = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))

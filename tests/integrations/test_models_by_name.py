@@ -35,7 +35,7 @@ def test_a_folder_without_preprocessing_needs_mean_and_std(tmp_path):
     net = transformers.ViTForImageClassification(config).eval()
     net.save_pretrained(tmp_path)
     spec, data = f"hf:{tmp_path}", datasets.load("digits")
-    with pytest.raises(InputError, match=r"has no preprocessor_config\.json\. Give --mean and --std, for a teacher"):
+    with pytest.raises(InputError, match=r"has no preprocessor_config\.json\. Give --mean and --std \(--teacher-mean"):
         networks.network(spec, data)
     teacher = networks.network(spec, data, networks.Weights(None, (0.5,), (0.25,)))
     x = torch.rand(3, 1, 8, 8)
