@@ -45,6 +45,8 @@ HEADS = {
 """Measures that the tables with a column for each measure have under another name."""
 
 
+BY_COUNT = {"labels alone": "accuracy", "probe's outputs": "accuracy", "probed teacher": "probe_accuracy"}
+"""Columns of the table by number of labeled images that are means of cells."""
 OTHERS = {"propositions", "kinematics", "grasp", "steering", "pricing", "force-field", "appearance", "surrogate"}
 """Experiments whose tables show no accuracy."""
 
@@ -53,6 +55,9 @@ def meant(table, row, head):
     """Row, column and measure of the cells whose mean, in per cent, an entry of a table is."""
     if table in BY_COLUMN:
         return row, head.removeprefix("n = "), BY_COLUMN[table]
+    if table == "by-count":
+        labels, outputs = "labels, mixed pairs", "probe on the teacher, then its outputs; 900 unlabelled"
+        return labels if head == "labels alone" else outputs, row, BY_COUNT.get(head, head)
     column = "10" if table == "recipes" else "all"  # of transfer, whose recipes are measured in one column
     if row.startswith("n = "):
         column, _, row = row.removeprefix("n = ").partition(": ")

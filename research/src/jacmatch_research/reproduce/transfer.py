@@ -110,6 +110,8 @@ RECIPE_ROWS: dict[str, Settings] = {
 }  # fmt: skip
 """Rows at mixed pairs of augmented images, with a number of unlabeled images of the target."""
 
+_BY_COUNT = (METHODS["mixup"], f"{METHODS['adapt']}; 900 unlabelled", "probe, outputs + one row; 900 unlabelled")
+
 WITHOUT_TEACHER = ("mean-teacher", "self-training")
 """Semi-supervised methods: the gain from unlabeled images without a pretrained teacher."""
 
@@ -355,7 +357,7 @@ def _tables(document: Document) -> list[Table]:
     sets = {f"n = {column}: ": results for column, results in facts["distances"].items()}
     apart = [(label + row[0], *row[1:]) for label, results in sets.items() for row in distance_table(results).rows]
     distances = replace(distance_table({}), rows=tuple(apart), notes=(f"Euclidean, at most {_FAR} images a set.",))
-    return [*_paper(document), *_recipes(document), *_cosines(document), distances]
+    return [*_paper(document), *_recipes(document), *_by_count(document), *_cosines(document), distances]
 
 
 def _paper(document: Document) -> list[Table]:
@@ -458,6 +460,25 @@ def _recipes(document: Document) -> list[Table]:
         f"at least {LEARNED:.0%} below the first."
     )
     return [Table("recipes", "Recipes with unlabeled images", head, tuple(body), (note, origin(document)))]
+
+
+def _by_count(document: Document) -> list[Table]:
+    """Labels, probe and one row by number of labeled images; empty with fewer than two numbers."""
+    accuracy, probed = spreads(document, "accuracy"), spreads(document, "probe_accuracy")
+    labels, adapted, one_row = _BY_COUNT
+    columns = [column for column in names(document, "column") if all((row, column) in accuracy for row in _BY_COUNT)]
+    if len(columns) < 2:
+        return []
+    body = []
+    for column in columns:
+        alone, taught, matched = (accuracy[row, column] for row in _BY_COUNT)
+        seeds = min(len(each["seeds"]) for each in (alone, taught, matched))
+        values = entry(alone), entry(taught), signed(paired(taught, alone)), entry(probed.get((adapted, column)))
+        body.append((column, *values, signed(paired(matched, taught)), str(seeds)))
+    head = ("labels per class", "labels alone", "probe's outputs", "gain", "probed teacher", "one row adds", "seeds")
+    note = f"Accuracy in %. Labels alone: {labels}. Probe's outputs: {adapted}. One row adds: {one_row}, seed by seed."
+    title = "Gain by number of labeled images per class, 900 unlabeled images"
+    return [Table("by-count", title, head, tuple(body), (note, origin(document)))]
 
 
 def _teacher_distance(document: Document, rows: list[str]) -> Table:
