@@ -297,7 +297,7 @@ CASES = {
     "layout of nothing": (TRAIN + " --model mlp:big", r"`mlp:LAYOUT` must be widths.* Got 'big'\. Two layers .*"),
     "model too deep for the image": (
         TRAIN + " --model vgg9",
-        r"must have at least 17 pixels a side.* Got \(1, 4, 4\)\. For 8×8.*",
+        r"must have at least 17 pixels per side.* Got \(1, 4, 4\)\. For 8×8.*",
     ),
     "model of no module": (TRAIN + " --model users_owm:network", r"must be importable.* Got 'users_owm:network'.*"),
     "model of no callable": (

@@ -108,7 +108,7 @@ def test_a_run_goes_on_with_what_it_was_begun_with(tmp_path):
     assert run.inputs_digest == digest_of({"teacher": {"outputs": probe([1.0])}, "data": {"x_train": "a"}})
     message = (
         r"must be resumed with the data that it was started with\. Got changes in x_train \(a there, b here\)\. "
-        r"Restore the former inputs, or choose another --out"
+        r"Restore the original inputs, or choose another --out"
     )
     with pytest.raises(InputError, match=message):
         run.check_inputs("data", {"x_train": "b"})

@@ -93,7 +93,7 @@ __all__ = [
 ]
 
 former_names.install()
-_PACKAGES = ("jacobian", "objectives", "teachers", "diagnostics")  # which export the names above
+_PACKAGES = ("jacobian", "objectives", "teachers", "diagnostics")  # packages that export the names above
 
 
 def __getattr__(name: str) -> Any:

@@ -46,7 +46,7 @@ def verbs() -> dict[str, Verb]:
     for point in sorted(importlib.metadata.entry_points(group=GROUP)):
         try:
             loaded[point.name] = point.load()
-        except Exception as error:  # of the code of another distribution: the other verbs must still run
+        except Exception as error:  # code of another distribution: the other verbs must still work
             text = f"The verb `{point.name}` of {point.value} cannot be loaded: {type(error).__name__}: {error}"
             warnings.warn(text, stacklevel=2)
     return loaded

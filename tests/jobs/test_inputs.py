@@ -64,7 +64,7 @@ def test_other_data_and_another_teacher_are_named(tmp_path):
         same_inputs(run, data(label=1), teacher)
     teacher.weight.data[0, 0] += 1e-6
     with pytest.raises(
-        InputError, match=r"changes in weights and code \(Linear \w{16} there, .*Restore the former inputs"
+        InputError, match=r"changes in weights and code \(Linear \w{16} there, .*Restore the original inputs"
     ):
         same_inputs(run, data(), teacher)
 

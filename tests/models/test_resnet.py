@@ -149,7 +149,7 @@ def test_stages_have_full_half_and_quarter_resolution(name):
 @pytest.mark.parametrize("name", ["resnet8", "resnet8x4", "wrn-16-2"])
 def test_small_images(name):
     assert build(name, 2, (1, 5, 5)).eval()(torch.rand(1, 1, 5, 5)).isfinite().all()
-    with pytest.raises(InputError, match=r"must have at least 5 pixels a side.*Got \(1, 4, 9\)"):
+    with pytest.raises(InputError, match=r"must have at least 5 pixels per side.*Got \(1, 4, 9\)"):
         build(name, 2, (1, 4, 9))
 
 

@@ -104,7 +104,7 @@ def test_pools_round_up_and_never_lose_the_image(name, side, sides):
 def test_images_on_which_a_convolution_would_see_one_pixel_are_refused(name, least):
     assert build(name, 2, (1, least, least + 9)).eval()(torch.rand(1, 1, least, least + 9)).isfinite().all()
     for shape in ((1, least - 1, least + 9), (1, least + 9, least - 1)):
-        with pytest.raises(InputError, match=rf"must have at least {least} pixels a side.*Got \(1.*cnn3"):
+        with pytest.raises(InputError, match=rf"must have at least {least} pixels per side.*Got \(1.*cnn3"):
             build(name, 2, shape)
 
 

@@ -311,7 +311,7 @@ def test_several_outputs_are_named_not_guessed(name):
 @pytest.mark.parametrize(
     ("output", "match"),
     [
-        (3, r"`output` of `Distillation` must be callable, or a pair of such .* Got int"),
+        (3, r"`output` of `Distillation` must be callable, or a pair of callables .* Got int"),
         ((lambda out: out["missing"], None), r"`output` must select a tensor .* Got TypeError .* for a tuple of 2"),
         ((lambda out: out, None), r"`output` must select one tensor .* Got a tuple of 2 tensors"),
         ((lambda out: out[7], None), r"`output` must select a tensor .* Got IndexError"),

@@ -66,7 +66,7 @@ def test_other_data_are_refused_also_in_the_same_object(tmp_path, change, name):
     goes_on(tmp_path, taught(), split)
     change(split)
     with pytest.raises(
-        InputError, match=rf"differs in {name} \(\w{{12}} there, \w{{12}} here\)\. Restore the former inputs"
+        InputError, match=rf"differs in {name} \(\w{{12}} there, \w{{12}} here\)\. Restore the original inputs"
     ):
         goes_on(tmp_path, taught(), split)
     assert goes_on(tmp_path, taught(), cases.points()) == 2

@@ -72,7 +72,7 @@ def _location(error: BaseException) -> str | None:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)  # of a user's path
+_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)  # an unusable path
 _HELP = ("-h", "--help", "--help-all")
 _EXTRA = ("tyro", "rich", "yaml", "lightning_fabric", "safetensors", "matplotlib")  # what the extra `train` installs
 
@@ -202,7 +202,7 @@ class _Job:
             from jacmatch.cli.launch import launch
 
             words = [*words] if job.out is not None else [*words, "--out", str(self._chosen(job, verb))]
-            self.out = job.out or self.out  # for the message if one is killed
+            self.out = job.out or self.out  # named in the message if a process is killed
             code = launch([verb, *words], job.devices, numbered=self.numbered)
             if code:
                 self.clean_up()
@@ -274,7 +274,7 @@ class _Job:
 
     def _has_progress(self) -> bool:
         assert self.out is not None
-        with contextlib.suppress(OSError):  # of a name that no folder can have
+        with contextlib.suppress(OSError):  # a name that no folder can have
             return any(any(self.out.rglob(name)) for name in self.keeps)
         return False
 

@@ -99,7 +99,7 @@ def declared(job: str) -> type[Any]:
     """Return the stand-in of MODULE:CLASS, or the class itself where there is none."""
     try:
         return stand_in(job)
-    except Exception:  # of a distribution that declares its settings in another way
+    except Exception:  # another distribution may declare its settings differently
         loaded: type[Any] = plugins.load(job)
         return loaded
 
@@ -279,7 +279,7 @@ class Options:
 class Flag:
     """A field of a job as a flag."""
 
-    name: str  # of the field
+    name: str  # name of the field
     kind: Any  # its type
     default: Any  # the value without the flag; `dataclasses.MISSING` if the flag is required
     positional: bool  # whether it is given by its position instead of a flag

@@ -18,7 +18,7 @@ from jacmatch.errors import ElsewhereError
 from jacmatch.training.distributed import ERROR, STORE
 
 _GRACE = 20.0  # seconds in which the others can end by themselves after one has failed
-_FORCE = 10.0  # and after SIGTERM
+_FORCE = 10.0  # seconds in which they can end after SIGTERM
 _INTERFACE = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 # Threads of gloo can abort a process while its interpreter shuts down, so the process ends before that.
 _PROGRAM = (
@@ -82,7 +82,7 @@ def _codes(processes: list[subprocess.Popen[bytes]], store: distributed.Store) -
         wrong = [rank for rank, process in enumerate(processes) if process.poll()]
         if wrong and failed is None:
             failed, since = wrong[0], time.monotonic()
-            if (processes[failed].returncode or 0) < 0:  # it could not report it
+            if (processes[failed].returncode or 0) < 0:  # killed by a signal, so it could not report an error
                 own = json.dumps({"rank": failed, "code": 1, "signal": True})
                 message = store.compare_set(ERROR, "", own)
                 message = b"" if message == own.encode() else message

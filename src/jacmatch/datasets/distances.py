@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jacmatch.errors import InputError, UnsupportedError
 
-_LARGEST = 4096  # points a side of an assignment; for larger unequal sizes a linear program is solved
+_LARGEST = 4096  # points of each set in an assignment; for larger unequal sets a linear program is solved
 _Matrix = Float64[Tensor, "one other"]
 
 
@@ -37,12 +37,12 @@ def _transport(cost: Float64[np.ndarray, "one other"]) -> float:
     rows, columns = cost.shape
     size = lcm(rows, columns)
     if size > _LARGEST:
-        return _programme(cost)
+        return _linear_program(cost)
     copies = np.repeat(np.repeat(cost, size // rows, 0), size // columns, 1)  # equally many points of equal weight
     return float(copies[linear_sum_assignment(copies)].mean())
 
 
-def _programme(cost: Float64[np.ndarray, "one other"]) -> float:
+def _linear_program(cost: Float64[np.ndarray, "one other"]) -> float:
     """Solve the transport as a linear program over the masses that move from each point to each."""
     from scipy.optimize import linprog
     from scipy.sparse import eye, kron, vstack

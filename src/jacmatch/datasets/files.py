@@ -100,5 +100,5 @@ def check_memory(needed: int, what: str, do: str) -> None:
 def _physical_memory() -> int:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # not on every system
+    except (AttributeError, OSError, ValueError):  # some systems lack these names
         return 2**63

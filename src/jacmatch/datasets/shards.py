@@ -24,7 +24,7 @@ from jacmatch.files import UNFINISHED, read, replace
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LABEL = "cls"
 _LABEL_BYTES = 32
-_FORMAT = 2  # of the cached index
+_FORMAT = 2  # format version of the cached index
 _FIRST_DOT = "The extension begins at the first dot of a file name: use no other dots."
 _REMEDY = "Write it again, uncompressed, for example with webdataset.TarWriter."
 
@@ -195,7 +195,7 @@ def _save(file: Path, index: TarIndex) -> None:
     )
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        for orphan in file.parent.glob(f".{file.name}.*{UNFINISHED}"):  # of a process that was killed
+        for orphan in file.parent.glob(f".{file.name}.*{UNFINISHED}"):  # left by a process that was killed
             orphan.unlink(missing_ok=True)
         replace(file, content.getbuffer())
 

@@ -117,7 +117,7 @@ def _both_products(comparison: Comparison, x: Tensor, name: str, arguments: Argu
     other = comparison.verdict("reverse", rounding=True)
     if other.is_right:
         return verdict
-    what = f"Jv by engine 'reverse' is not right: {other.label}. {' '.join(each.what for each in other.findings)}"
+    what = f"Jv by engine 'reverse' is not correct: {other.label}. {' '.join(each.what for each in other.findings)}"
     finding = note("reverse-wrong-for-jvp", what, "Use another engine for Jv, as engine='auto' does.")
     return Verdict(other.state, f"right for vjp; for jvp {other.label}", (*verdict.findings, finding))
 

@@ -25,7 +25,7 @@ __all__ = ["EmbeddingInputs", "JacmatchTrainer", "TrainerModel", "compute_loss"]
 
 STATE_FILE = "objective.safetensors"
 """File of a checkpoint with the state of the objective, one tensor."""
-_LARGEST = 1 << 16  # bytes of that file
+_LARGEST = 1 << 16  # bytes; the limit for this file
 _LABELS = ("labels", "label")
 
 
@@ -230,7 +230,7 @@ class JacmatchTrainer(Trainer):  # type: ignore[misc]
         self.objective = objective
         self._unit = unit
         self._samples = 0
-        self._sums: dict[str, Tensor] = {}  # of the terms, over the steps since the last log
+        self._sums: dict[str, Tensor] = {}  # sums of the terms over the steps since the last log
         self._steps = 0
 
     @contextmanager

@@ -125,7 +125,7 @@ class JacobianDistillationTask(LogitDistillationTask):  # type: ignore[misc]
         return self.trainable_module_ema
 
     def update_ema(self, step: int | None = None) -> None:
-        """Move the average towards the student."""
+        """Move the average toward the student."""
         if self.has_ema():
             self.trainable_module_ema.update(self.objective.student, step=step)
 

@@ -340,7 +340,7 @@ def parameter_gradients(loss: Tensor, parameters: Sequence[Tensor], retain_graph
     if not loss.requires_grad:
         return [None] * len(parameters)
     gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
-    # that of `nn.Embedding(sparse=True)` is sparse, and most operations refuse it
+    # the gradient of `nn.Embedding(sparse=True)` is sparse, and most operations refuse it
     return [each if each is None or each.layout == torch.strided else each.to_dense() for each in gradients]
 
 
@@ -387,7 +387,7 @@ def gradient_norms(
 def _cannot(engine: str, error: Exception, others: str) -> UnsupportedError:
     return UnsupportedError(
         f"Engine '{engine}' cannot differentiate this module: {first_line(error)} Use engine={others}; "
-        "`jacmatch.doctor(module, x)` shows which are right."
+        "`jacmatch.doctor(module, x)` shows which are correct."
     )
 
 

@@ -123,14 +123,14 @@ def check_positive(what: str, value: float) -> None:
 def random_directions(
     caller: str, law: str, count: int, like: Float[Tensor, "batch *shape"], ids: Ids, seed: int, draw: int
 ) -> Float[Tensor, "probe batch *shape"]:
-    """`count` directions of a law of `probes.directions` for samples shaped like `like`, each divided by √count."""
+    """`count` directions from a distribution of `probes.directions`, shaped like `like`, each divided by √count."""
     given, shape = ids_of(ids, like, caller), tuple(like.shape[1:])
     v = probes.directions(law, seed=seed, ids=given, draw=draw, count=count, shape=shape, dtype=like.dtype)
     return v if count == 1 else v / math.sqrt(count)
 
 
 def law_variance(law: str, count: int, matrix: Float[Tensor, "probed other"]) -> float:
-    """Variance of the mean of ‖vᵀM‖² over `count` directions v, drawn by this law in the space of the rows of M."""
+    """Variance of the mean of ‖vᵀM‖² over `count` directions v of this distribution in the space of M's rows."""
     m = matrix.double()
     n = m.shape[0]
     # ‖MMᵀ‖ = ‖MᵀM‖: the smaller of the two, as one side may have as many elements as an image.
@@ -169,7 +169,7 @@ class _Rows(_Products):
 
 
 class _OfLaw(_Products):
-    """Directions of a law of `probes.directions`, on either side."""
+    """Directions from a distribution of `probes.directions`, on either side."""
 
     law: str = "gaussian"
 
@@ -179,13 +179,13 @@ class _OfLaw(_Products):
     def directions(
         self, *, x: Inputs = None, outputs: Outputs = None, ids: Ids, seed: int, draw: int, **unused: object
     ) -> Float[Tensor, "probe batch *shape"]:
-        """Directions of the law in the space of outputs or inputs, divided by √P."""
+        """Directions from the distribution, in the space of outputs or inputs, divided by √P."""
         name = type(self).__name__
         like = needed(outputs, "outputs", name) if self.side == "output" else needed(x, "x", name)
         return random_directions(name, self.law, self.count, like, ids, seed, draw)
 
     def variance(self, matrix: Matrix, **unused: object) -> float:
-        """The formula of the law; for `AntitheticNoise` up to O(σ²) where the map is not linear."""
+        """The formula of the distribution; for `AntitheticNoise` up to O(σ²) where the map is not linear."""
         return law_variance(self.law, self.count, matrix if self.side == "output" else matrix.mT)
 
 
@@ -247,7 +247,7 @@ class LabelClass(_Rows):
 
 @dataclass(frozen=True)
 class RandomOutputs(_OfLaw):
-    """P = `count` random output directions of a law of `probes.directions`, each divided by √P.
+    """P = `count` random output directions from the distribution `law` (see `probes.directions`), each divided by √P.
 
     The variance, with K outputs and r = P mod K, is 1/P of
 
@@ -352,7 +352,7 @@ def _weighted_unit(index: Int[Tensor, "batch probe"], like: Float[Tensor, "batch
 
 @dataclass(frozen=True)
 class RandomInputs(_OfLaw):
-    """P = `count` random input directions of a law of `probes.directions`, each divided by √P.
+    """P = `count` random input directions from the distribution `law` (see `probes.directions`), each divided by √P.
 
     The variance is that of `RandomOutputs` with MᵀM for A and the number of input elements for K: for `gaussian` the
     same on both sides. The teacher needs no backward pass.
@@ -466,7 +466,7 @@ class SubspaceInputs(_Products):
         return vectors
 
     def variance(self, matrix: Matrix, **unused: object) -> float:
-        """The formula of the law, applied to MU; the probe must be fitted."""
+        """The formula of the distribution, applied to MU; the probe must be fitted."""
         vectors = self._basis(None if self.vectors is None else (matrix.shape[1],))
         return law_variance(self.law, self.count, vectors.to(matrix).double() @ matrix.double().mT)
 

@@ -343,7 +343,7 @@ def own_copy(function: Function) -> Function:
         return function
     try:
         return replace(function, module=copy_in(function.module, None), readout=copy_in(function.readout, None))
-    except Exception:  # as above
+    except Exception:  # `deepcopy` raises whatever the contents raise
         return function
 
 

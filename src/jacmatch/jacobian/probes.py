@@ -3,7 +3,7 @@
 Nothing is stored and no generator is advanced. A number is one output of a counter-based generator (splitmix64) with a
 key made of the seed, the draw and the sample's own id. So a sample gets the same direction at any position in a
 batch, however it is split, before and after a resume, and in a teacher's cache: on a CPU bit for bit. Integers and
-the laws `rademacher` and `basis` are the same bit for bit on every device, the other laws to float32 rounding; on a GPU
+the laws `rademacher` and `basis` are the same bit for bit on every device, the others up to float32 rounding; on a GPU
 the last digits of `sphere` and `orthogonal` may also change with the size of the batch.
 
 Each public function has its own random stream: two functions with equal (seed, ids, draw) give independent numbers.
@@ -57,7 +57,7 @@ def uniform(seed: int, ids: Int[Tensor, "batch"], draw: int, count: int) -> Floa
 
 
 def gaussian(seed: int, ids: Int[Tensor, "batch"], draw: int, count: int) -> Float[Tensor, "batch count"]:
-    """Numbers from the standard normal law, float32; the arguments are those of `bits`.
+    """Numbers from the standard normal distribution, float32; the arguments are those of `bits`.
 
     g₂ᵢ = √(−2 ln u)·cos 2πw and g₂ᵢ₊₁ = √(−2 ln u)·sin 2πw (Box and Muller), u and w from the two ends of one 64-bit
     number. Both are odd multiples of 2⁻²⁴ below 1: there is no logarithm of 0 and no g = 0. The largest |g| is 5.77.
@@ -77,7 +77,7 @@ def directions(
 ) -> Float[Tensor, "probe batch *shape"]:
     """Random directions v with E[vvᵀ] = I, hence E‖vᵀM‖² = E‖Mv‖² = ‖M‖²_F.
 
-    With n the number of elements of `shape`, the laws of one direction are
+    With n the number of elements of `shape`, the distributions (`law`) of one direction are
 
     - `gaussian`: vᵢ ~ N(0, 1), independent;
     - `rademacher`: vᵢ = ±1, independent: no variance from the diagonal of MMᵀ;
@@ -236,4 +236,4 @@ LAWS: Final[dict[str, Callable[[_Keys, int, int, torch.dtype], _Rows]]] = {
     "basis": _basis,
     "orthogonal": _orthogonal,
 }
-"""The laws of `directions` by name; each maps (keys, count, dim, dtype) to (batch, count, dim)."""
+"""The distributions of `directions` by name; each maps (keys, count, dim, dtype) to (batch, count, dim)."""

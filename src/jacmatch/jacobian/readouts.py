@@ -165,7 +165,7 @@ class _OfLayer:
 class AttentionPixel(_OfLayer):
     """The attention map at its largest pixel, one row per sample (paper, section on transfer).
 
-    The map is A = Σ_c |Z_c|^p, pooled to `size` pixels a side by averaging, which is linear and so commutes with the
+    The map is A = Σ_c |Z_c|^p, pooled to `size` × `size` pixels by averaging, which is linear and so commutes with the
     derivative. The pixel is the teacher's: for the student pass `Context(pixels=...)` from `largest`.
 
     Attributes:
@@ -251,7 +251,7 @@ class PooledFeatures(_OfLayer):
 
     Attributes:
         layer: Dotted path of the layer whose features are `(B, C, H, W)`.
-        size: Windows a side.
+        size: Number of windows along each axis.
     """
 
     layer: str

@@ -431,7 +431,7 @@ def _stored(function: Function, x: Tensor, name: Any, find: Callable[[], bool]) 
         if name not in known:
             result = None
             if not _is_distributed(function):
-                with isolated(x), suppress(Exception):  # as above
+                with isolated(x), suppress(Exception):  # a function may raise anything
                     result = find()
             known[name] = result
     value: bool | None = known[name]

@@ -125,7 +125,7 @@ class LayerCall(NamedTuple):
 
     name: str
     module: nn.Module
-    given: Any  # its first argument
+    given: Any  # first argument of the call
     output: Any
 
 

@@ -35,7 +35,7 @@ _TRIED = 4
 """Entries of each run that are compared when a cache is opened: fingerprints may miss changed code."""
 _READ = 2048  # entries read to measure the speed
 _BATCH = 128
-_FREE = {*TeachingFields.no_settings, "action", "cache", "samples", "seed", "device"}  # of a check: no part of a cache
+_FREE = {*TeachingFields.no_settings, "action", "cache", "samples", "seed", "device"}  # may differ in a check
 
 
 def queries_of(job: TeachingFields, data: Data, teacher: nn.Module, seed: int) -> Queries:

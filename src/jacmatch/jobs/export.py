@@ -36,7 +36,7 @@ Target = Literal["onnx", "pt2", "safetensors", "hf"]
 PROGRAM, ONNX = "student.pt2", "student.onnx"
 _VALUES, _JACOBIANS = 1e-3, 0.05
 """Largest relative errors of values and of Jacobian products of a file that is not quantized."""
-_DIRECTIONS = 8  # in which Jacobians are compared
+_DIRECTIONS = 8  # number of directions in which Jacobians are compared
 _CALIBRATED = 128  # training samples from which the ranges of int8 are computed
 
 
@@ -163,7 +163,7 @@ def _int8(run: Run, network: nn.Module, split: Split, data: Data) -> dict[str, A
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "q.onnx"
         before = logging.root.manager.disable
-        logging.disable(logging.WARNING)  # it advises a preprocessing that the exporter of torch has done
+        logging.disable(logging.WARNING)  # it recommends a preprocessing that torch's exporter has done
         try:
             quantization.quantize_static(str(run.path / ONNX), str(target), Reader(), per_channel=True)
         finally:

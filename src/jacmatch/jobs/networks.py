@@ -40,7 +40,7 @@ class Description:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     size: int | None = None
-    positions: tuple[int, ...] = ()  # of outputs (B, K, H, W)
+    positions: tuple[int, ...] = ()  # (H, W) of outputs (B, K, H, W)
 
     @classmethod
     def of(cls, spec: str, data: Data) -> "Description":
@@ -168,10 +168,10 @@ class Weights:
     """A weights file, with the preprocessing of its network if the file does not contain it."""
 
     path: Path | None  # None for a name that includes its weights (`brings_weights`)
-    mean: tuple[float, ...] | None = None  # of the input normalization; None: that of the published weights
+    mean: tuple[float, ...] | None = None  # None: that of the published weights
     std: tuple[float, ...] | None = None
     size: int | None = None  # pixels to which images are resized; 0: not at all, None: only to a model's fixed size
-    positions: tuple[int, ...] = ()  # those of the outputs, see `Description`
+    positions: tuple[int, ...] = ()  # as in `Description`
 
     def describe(self, spec: str, outputs: int, shape: tuple[int, ...]) -> Description:
         """Describe the network of these weights for samples of this shape; `mean` and `std` are empty if unknown."""

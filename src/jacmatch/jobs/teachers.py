@@ -139,7 +139,7 @@ class Pretrained:
 
     network: nn.Module  # the network on images as the target has them
     description: Description  # how it is built, at its own image size
-    shape: tuple[int, ...]  # of the target's images
+    shape: tuple[int, ...]  # shape of the target's images
     source: Data | None = None  # the data it was trained on, where they are known
 
     def with_outputs(self, outputs: int) -> nn.Module:

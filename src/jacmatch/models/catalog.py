@@ -118,7 +118,7 @@ def _hf(name: str, outputs: int, shape: Shape, mean: Statistics, std: Statistics
     """An image classifier of transformers with random weights, by its `config.json`; no code of the folder is run."""
     folder = hf_folder(name)
     own = _json(folder / "config.json")
-    if own.get("library_name") == "jacmatch" and not is_code(f"{own.get('spec')}"):  # by `jacmatch export --to hf`
+    if own.get("library_name") == "jacmatch" and not is_code(f"{own.get('spec')}"):  # of `export --to hf`
         return build(str(own["spec"]), outputs, shape, mean, std)
     transformers = optional_package("transformers", f"`hf:{name}`", "pip install 'jacmatch[hf]'")
     rule = f"`hf:{name}` must be an image classifier of transformers."
@@ -178,7 +178,7 @@ class Preprocessing:
 
     mean: tuple[float, ...]  # subtracted, per channel
     std: tuple[float, ...]  # divides the difference
-    size: int  # pixels a side
+    size: int  # height and width in pixels
     fixed: bool  # whether the network takes no other size
 
 

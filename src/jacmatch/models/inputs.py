@@ -105,7 +105,7 @@ def one_for_each(count: int, of: str, name: str, values: Statistics, *, scale: b
 def check_image(caller: str, shape: Shape, halvings: int) -> None:
     """Check that an image is large enough for a convolutional network with this many halvings.
 
-    The rule: every 3×3 convolution sees at least two pixels a side, n > 2^halvings with sizes rounded up. On a single
+    The rule: every 3×3 convolution sees at least two pixels per side, n > 2^halvings with sizes rounded up. On a single
     pixel, eight of its nine weights would only see the padding: they would be parameters, but never trained.
     """
     if len(shape) != 3:
@@ -114,7 +114,7 @@ def check_image(caller: str, shape: Shape, halvings: int) -> None:
     least = 2**halvings + 1
     if min(shape[1:]) < least:
         raise InputError(
-            f"`shape` of `{caller}` must have at least {least} pixels a side: it halves the image {halvings} times "
+            f"`shape` of `{caller}` must have at least {least} pixels per side: it halves the image {halvings} times "
             "before its last 3×3 convolution.",
             got=shape,
             do="For 8×8 images take `vgg4`, `cnn5`, `cnn3` or a ResNet, for smaller ones `vgg:LAYOUT` or `mlp`.",

@@ -1,7 +1,7 @@
 """Residual networks for small images: CIFAR ResNets and Wide ResNets, as the distillation literature uses them.
 
 All have three stages `layer1`, `layer2`, `layer3` at full, half and quarter resolution, global average pooling and one
-linear layer; they take images from 5 pixels a side.
+linear layer; they take images of at least 5 × 5 pixels.
 """
 
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ class ResNet(RawInputs):
 
     Args:
         depth: 6n+2, n ≥ 1.
-        outputs, shape, mean, std: As in `RawInputs`; images from 5 pixels a side.
+        outputs, shape, mean, std: As in `RawInputs`; images of at least 5 × 5 pixels.
         widths: Channels of the stem and of the three stages.
 
     References:
@@ -91,7 +91,7 @@ class WideResNet(RawInputs):
     Args:
         depth: 6n+4, n ≥ 1.
         factor: Widths of the stages as multiples of 16, 32, 64; at least 1.
-        outputs, shape, mean, std: As in `RawInputs`; images from 5 pixels a side.
+        outputs, shape, mean, std: As in `RawInputs`; images of at least 5 × 5 pixels.
 
     References:
         Zagoruyko & Komodakis 2016, arXiv:1605.07146.

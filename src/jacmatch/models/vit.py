@@ -23,7 +23,7 @@ class VisionTransformer(RawInputs):
 
     Args:
         outputs, shape, mean, std: As in `RawInputs`.
-        patch: Pixels a side of a patch; None takes `default_patch`.
+        patch: Side length of a patch in pixels; None takes `default_patch`.
         width: Length of a token, a multiple of `heads`.
         depth: Number of blocks.
         heads: Attention heads.
@@ -119,7 +119,7 @@ def _cut(shape: Shape, patch: int | None) -> tuple[int, int]:
 
 
 def default_patch(height: int, width: int) -> int:
-    """The patch side for an image: the largest that divides both sides and leaves about seven patches a side or more.
+    """The patch side for an image: the largest that divides both sides and leaves about seven patches per side or more.
 
     max {p : p | height, p | width, p ≤ max(2, ⌊min(height, width)/7⌋)}: 2 for 8 pixels, 4 for 28 and 32, 8 for 64, 32
     for 224.

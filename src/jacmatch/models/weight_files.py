@@ -23,7 +23,7 @@ from jacmatch.errors import InputError, converted_errors, in_one_line, optional_
 Sets = dict[str, dict[str, Tensor]]
 
 _DEPTH = 4  # levels of a checkpoint below which no state dict is looked for
-_MODULES = 2**15  # of a module that was pickled whole
+_MODULES = 2**15  # most submodules of a module that was pickled whole
 _INDEX_BYTES = 2**26
 _IN_A_FOLDER = (
     *("model.safetensors", "model.safetensors.index.json"),

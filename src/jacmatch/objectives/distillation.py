@@ -61,7 +61,7 @@ class _Comparison:
             terms["outputs"] = output_term(self.output_loss, compared, step.targets, self.temperature, self.class_dim)
         if rows is not None and step.rows is not None:
             terms["jacobians"] = jacobian_term(self.jacobian_loss, rows, step.rows)
-        if self.positions == "mean":  # of all terms that are sums over positions; the other Jacobian losses are ratios
+        if self.positions == "mean":  # for terms that are sums over positions; other Jacobian losses are ratios
             number = positions_of(outputs, self.class_dim)
             sums = {name for name in terms if name != "jacobians" or self.jacobian_loss == "squared"}
             terms = {name: term / number if name in sums else term for name, term in terms.items()}

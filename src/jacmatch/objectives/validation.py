@@ -338,7 +338,7 @@ def selections(
     pair = output if isinstance(output, tuple) and len(output) == 2 else (output, output)
     for each in pair:
         if each is not None and not callable(each):
-            rule = f"`output` of `{caller}` must be callable, or a pair of such (student's, teacher's)."
+            rule = f"`output` of `{caller}` must be callable, or a pair of callables (student's, teacher's)."
             raise InputError(rule, got=type(each).__name__, do="For example output=lambda out: out[0].")
     if isinstance(output, tuple) and pair[1] is not None and not isinstance(teacher, nn.Module):
         rule = f"`output` of `{caller}` can select from a teacher's outputs only if the teacher is an nn.Module."

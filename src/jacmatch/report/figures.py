@@ -80,7 +80,7 @@ def styles(names: Sequence[str]) -> list[Style]:
 _TEXT = "#010101"  # stands for the text color of the page until the picture is in it
 _STANDS_FOR = {f"#0102{number:02x}": name for number, name in enumerate(PALETTE)}
 _POINTS = 300  # most points drawn of one curve
-_PIXELS = 96  # most pixels on a side of an image
+_PIXELS = 96  # largest side of an image in pixels
 
 
 def curves(series: Mapping[str, Sequence[Sequence[dict[str, Any]]]], measure: str, *, width: float = 10.0) -> str:

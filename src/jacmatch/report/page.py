@@ -161,7 +161,7 @@ def _what_was_run(run: Run, result: Mapping[str, Any]) -> str:
         sentences.append(f"Data: {', '.join(filter(None, (str(data), ' and '.join(amounts))))}.")
     steps = sorted({row["steps"] for row in rows}) or [settings.get("steps")]
     if steps[0] is not None:
-        known = "batch_size" in settings and not settings.get("smoke")  # whose batches are smaller
+        known = "batch_size" in settings and not settings.get("smoke")  # a smoke run has smaller batches
         batch = f" with batches of {settings['batch_size']:,}" if known else ""
         sentences.append(f"{_range(steps)} optimizer steps{batch}.")
     seeds = result.get("seeds") or (rows[0]["seeds"] if rows else None)

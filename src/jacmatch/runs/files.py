@@ -17,7 +17,7 @@ from jacmatch.files import check_single, inside, open_regular, read, replace
 _FULL = "Free some space and run the same command again, or choose another {flag}."
 _CLOSED = "Choose another {flag}, or make that one writable."
 _LIMIT = "Raise the limit of the file size (`ulimit -f`) and run the same command again."
-_LARGEST = 2**28  # of a JSON file that is read
+_LARGEST = 2**28  # bytes; the limit for a JSON file
 _REMEDY = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _LIMIT}
 _REMEDY |= {errno.EACCES: _CLOSED, errno.EPERM: _CLOSED, errno.EROFS: _CLOSED}
 
@@ -93,7 +93,7 @@ def decoded(text: bytes, where: str) -> dict[str, Any]:
     """Parse a JSON object; `where` names the text in messages."""
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_float, parse_int=_int)
-    except (ValueError, RecursionError) as error:  # also: bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # ValueError also for bytes that are not UTF-8
         raise _damaged(where, str(error)) from error
     if not isinstance(value, dict):
         raise _damaged(where, f"a {type(value).__name__}")
@@ -132,7 +132,7 @@ LOCK = ".lock"
 """The lock file; it is removed on release, and one left by a killed process is free."""
 _BETWEEN = 0.2  # seconds between two attempts
 _RETRY = 0.05  # seconds of one attempt: the owner may remove the file meanwhile
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)  # of a file system without locks
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)  # errors of a file system without locks
 
 _locks: "weakref.WeakValueDictionary[tuple[str, int], Lock]" = weakref.WeakValueDictionary()
 

@@ -378,7 +378,7 @@ class Run:
             write_whole(self.path, INPUTS, encoded({**there, part: dict(here)}, INPUTS))
         elif changes := changed(there[part], here):
             rule = f"The run in {self.path} must be resumed with the {part} that it was started with."
-            do = "Restore the former inputs, or choose another --out."
+            do = "Restore the original inputs, or choose another --out."
             raise InputError(rule, got=f"changes in {changes}", do=do)
 
     @property

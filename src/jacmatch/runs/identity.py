@@ -33,7 +33,7 @@ COARSE = 2e-2
 _SHOWN, _LETTERS = 8, 12  # differing names, and letters of a digest, in a message
 _LARGEST = 64  # numbers in a probe
 _INSTALLED = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib"))
-_PROJECT = ("jacmatch", "jacmatch_research")  # whose versions a run records
+_PROJECT = ("jacmatch", "jacmatch_research")  # a run records their versions
 _ABSENT = object()
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

@@ -101,7 +101,7 @@ class EnsembleTeacher:
         return torch.stack([answer.outputs for answer in answers]).mean(0), mean
 
 
-_ROUNDING = (1e-3, 1e-2)  # of the largest output, on a CPU and on a GPU: sums in another order, shorter products
+_ROUNDING = (1e-3, 1e-2)  # relative to the largest output, on a CPU and on a GPU: other order of sums, TF32
 _BATCH_SECOND = ("products", "cotangents")  # (P, B, …); all else in an answer is (B, …)
 
 
@@ -204,7 +204,7 @@ class MemoizedTeacher:
                 self._check(x, question, known)
             return known
         self.queried += len(ids)
-        answer = self.teacher.answer(x, question)  # of the whole batch: its cotangents are made for that
+        answer = self.teacher.answer(x, question)  # for the whole batch: the cotangents are those of the batch
         self._store(memory, ids, x, question, answer)
         return answer
 

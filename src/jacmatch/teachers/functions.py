@@ -242,7 +242,7 @@ class BlackBoxTeacher(_FunctionTeacher):
         self.relative_step = relative_step
         self.batch_size = batch_size
         self.arrays = arrays
-        self._dtype = torch.float64  # of the last results
+        self._dtype = torch.float64  # dtype of the last results
 
     def answer(self, x: Float[Tensor, "batch *input"], question: Question | None = None) -> Answer:
         """Return the outputs at x, and Jv if the query has tangents; queries with cotangents are refused."""

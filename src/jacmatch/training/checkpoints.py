@@ -30,9 +30,9 @@ from jacmatch.training.evaluation import evaluate
 from jacmatch.training.identity import as_before, host_state, set_host_state, student_identity
 from jacmatch.training.state import State
 
-_STATE = "_extra_state"  # of an objective, on the CPU: no weight
+_STATE = "_extra_state"  # extra state of an objective: it is on the CPU, and no weight
 _ANEW = "Remove it to start again."
-_OTHER = "Restore the former inputs, or give the run another folder."
+_OTHER = "Restore the original inputs, or give the run another folder."
 _MARK = b"\njacmatch sha256 "
 _END = len(_MARK) + 64  # characters of the digest
 _PARTS = (
@@ -82,7 +82,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Any], path: Path) -> N
     """
     own = module.state_dict()
     for name in dict.fromkeys((*own, *weights)):
-        if name.endswith(_STATE):  # of another kind in other versions: the module itself reads it
+        if name.endswith(_STATE):  # other versions may store it differently: the module itself reads it
             continue
         there, here = _described(weights, name), _described(own, name)
         if there != here:

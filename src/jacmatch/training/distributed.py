@@ -255,7 +255,7 @@ STORE = "JACMATCH_STORE"
 """Environment variable with the store file of a job that the command line has started; torchrun has its own."""
 ERROR = "jacmatch-error"
 """Key of the first error of the job in the store."""
-_PATIENCE = timedelta(minutes=10)  # of a step with the other processes: one of them may still compile
+_PATIENCE = timedelta(minutes=10)  # maximum wait for the other processes in a step: one may still be compiling
 _BETWEEN, _FORCE = 1.0, 30.0  # seconds between two checks of the launcher, and until an end without saving
 _ERROR_WITHIN = 5.0  # seconds to wait for the error of another process in the store
 _OF_CONNECTIONS = re.compile(r"gloo|nccl|connection|broken pipe|tim(ed|e) ?out|store", re.IGNORECASE)

@@ -24,7 +24,7 @@ from jacmatch.teachers import Question, Teacher, as_teacher
 from jacmatch.teachers.base import query
 from jacmatch.training.data import in_order
 
-_DIRECTIONS = 64  # of a teacher that has no vᵀJ; all of them where the input has fewer elements
+_DIRECTIONS = 64  # for a teacher without vᵀJ; fewer if the input has fewer elements
 _NUMBERS = 2**24  # in the Jacobians of one batch: 64 MiB
 
 

@@ -62,7 +62,7 @@ def set_host_state(state: Float64[Tensor, "numbers"]) -> None:
 
 SAMPLES = 4
 """Number of samples, the first of the training split, at which teacher and student are probed."""
-_LETTERS = 16  # of a digest
+_LETTERS = 16  # of a digest in a description
 _MEMORY = {"training", "student", "teacher", "compiled", "calls", "measured_at", "teacher_norm"}
 """Attributes of an objective that are not settings."""
 _DERIVATIVES = (*("probe", "readout", "teacher_readout", "point"), *("batch_norm", "engine", "seed", "chunk_size"))

@@ -31,7 +31,7 @@ IMAGES: Final = "jacobian_images"
 """Name of the images of Jacobians in a logger; `jacobians` is that of a term of the loss."""
 
 _PROJECT = "jacmatch"
-_SAMPLES, _SIDE, _GAP = 8, 64, 2  # images of Jacobians: samples, least pixels of a side, pixels between two
+_SAMPLES, _SIDE, _GAP = 8, 64, 2  # images of Jacobians: samples, smallest side in pixels, gap in pixels
 _Image = UInt8[np.ndarray, "tall wide 3"]
 
 

@@ -260,7 +260,7 @@ def _train_step(state: State, batches: Batches) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _update_average(average: nn.Module, student: nn.Module, decay: float) -> None:
-    """Move the average towards the student; buffers (BatchNorm's statistics are averages already) are copied."""
+    """Move the average toward the student; buffers (BatchNorm's statistics are averages already) are copied."""
     for mean, parameter in zip(average.parameters(), student.parameters(), strict=True):
         mean.lerp_(parameter, 1 - decay)
     for copied, buffer in zip(average.buffers(), student.buffers(), strict=True):

@@ -232,11 +232,11 @@ class State:
     """The state of a training: objects that are created once, and values that change in each step."""
 
     settings: Training  # settings of the loop
-    device: torch.device  # the device
+    device: torch.device  # device of the training
     fabric: Any  # runs the model on the device in the chosen precision
     precision: Any  # fabric's plugin for it, with the loss scale of fp16
     objective: nn.Module  # the objective as given
-    model: nn.Module  # the same as Fabric runs it
+    model: nn.Module  # the objective as Fabric wraps it
     student: nn.Module  # the network that is trained
     average: nn.Module | None  # the running average of its weights, if there is one
     optimizer: torch.optim.Optimizer  # as Fabric runs it
@@ -244,7 +244,7 @@ class State:
     shown: Tensor  # samples whose student outputs identify the student
     metrics: Metrics  # terms of the loss in the steps since the last logged row, and rows on their way to the host
     ranks: ProcessGroup = field(default_factory=ProcessGroup)  # the processes that train together
-    shared: nn.Module | None = None  # the objective as they run it; None where there is one
+    shared: nn.Module | None = None  # the objective as several processes run it; None with one process
     step: int = 0  # steps made
     skipped: int = 0  # steps skipped, as far as they were reported
     bad: list[dict[str, Any]] = field(default_factory=list)  # the content of `not_finite.json`
@@ -366,6 +366,6 @@ def _optimizer(parameters: list[nn.Parameter], settings: Training) -> torch.opti
         decay, momentum = settings.weight_decay, settings.momentum
         return torch.optim.SGD(parameters, settings.lr, momentum=momentum, weight_decay=decay)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    # Where a step may be undone, all that it changes must be on the GPU: fused, the number of steps is.
+    # To undo a step on the GPU, all its state must be there; only the fused optimizer keeps its step count there.
     fused = True if settings.on_not_finite == "skip" and parameters[0].is_cuda else None
     return kind(parameters, settings.lr, weight_decay=settings.weight_decay, fused=fused)

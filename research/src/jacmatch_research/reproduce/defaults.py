@@ -64,7 +64,7 @@ STEP_TIMES: dict[tuple[str, str], tuple[float, float]] = {
     ("cifar10", "residual"): (1.58, 4.07),
 }
 """Time of a step of plain KL, and of the default where data are scarce, in steps of cross-entropy, by data and pair."""
-_STEP_TIMES = 1.6, 4.5  # with other data
+_STEP_TIMES = 1.6, 4.5  # for other data
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ def _draw(axes: Any, panel: Expansion) -> None:
     for order in (1, 2, 3, 4):
         ends = (0.0055, 0.115)
         term = order == 2
-        colour, width = ("#5b626c", 1.6) if term else ("#c4c9cf", 1.0)
-        axes.plot(ends, [end**order for end in ends], color=colour, linewidth=width, linestyle=(0, (4, 2)), zorder=0)
+        color, width = ("#5b626c", 1.6) if term else ("#c4c9cf", 1.0)
+        axes.plot(ends, [end**order for end in ends], color=color, linewidth=width, linestyle=(0, (4, 2)), zorder=0)
         axes.text(0.122, 0.115**order, _GUIDES[order], fontsize=8, color="#5b626c", va="center")
     ends_of = {}
     for index, (name, points) in enumerate(panel.lines.items()):

@@ -120,7 +120,7 @@ _ABLATED, _LONGER, _RECIPES = 10, 25, 10  # images per class of ablations, of lo
 _SEEDS = {"smoke": 1, "cpu": 3, "paper": 5}
 _JUDGED, _FAR, _SHOWN = 4000, 100, 50  # test images for accuracy at the size cpu; for the bound; for agreement
 _PROBED = 2000  # test images for the accuracy of the probed teacher
-_VIEWS = 8  # of each image in the rows of the recipes: the teacher is queried once for each view
+_VIEWS = 8  # views of each image in the rows of the recipes: the teacher is queried once for each view
 _COSINES: dict[str, Any] = {
     "random rows": RandomOutputs(),
     "low frequencies": SubspaceInputs(48),

@@ -19,7 +19,7 @@ from jacmatch.errors import InputError
 
 Prices = tuple[Float[Tensor, "state 1"], Float[Tensor, "state 1 asset"]]
 """Price (or payoff) and its derivative with respect to each asset."""
-_NODES, _COMMON = 64, 40  # of the quadratures over strike and common factor
+_NODES, _COMMON = 64, 40  # nodes of the quadratures over strike and common factor
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Basket:
 
     @classmethod
     def drawn(cls, assets: int, seed: int, *, volatility: float = 0.2) -> "Basket":
-        """A basket by the law of section 3.1 of Huge & Savine (and of their notebooks).
+        """A basket drawn as in section 3.1 of Huge & Savine (and of their notebooks).
 
         Weights uniform in [1, 10] up to a factor, volatilities uniform in [5, 50] up to the factor that gives the
         basket `volatility`, correlation that of a random matrix with entries uniform in [−1, 1].
@@ -123,7 +123,7 @@ class WorstOf:
         return self.spot * self._growth(count, seed, self.spread * self.volatilities, self.start)
 
     def paths(self, x: Float[Tensor, "state asset"], seed: int) -> Prices:
-        """The payoff (K − minᵢ Sᵢ(T₂))₊ of one path from each state, and its derivatives −1{min < K, i is it} Sᵢ/xᵢ."""
+        """The payoff (K − minᵢ Sᵢ(T₂))₊ of one path from each state, and its derivatives −1{Sᵢ = min < K} Sᵢ/xᵢ."""
         growth = self._growth(len(x), seed, self.volatilities, self.maturity - self.start)
         worst, which = (x * growth).min(1)
         below = self.strike - worst

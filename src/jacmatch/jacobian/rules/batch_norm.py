@@ -93,8 +93,8 @@ def batch_norm(
             return functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         _check_count(x)
         settings = (running_mean, running_var, momentum, eps, frozen is not None)
-        y: Tensor | None = dual(_dual_normalised, x, weight, bias, settings)
-        return applied(_Normalised, x, weight, bias, *settings)[0] if y is None else y
+        y: Tensor | None = dual(_dual_normalized, x, weight, bias, settings)
+        return applied(_Normalized, x, weight, bias, *settings)[0] if y is None else y
     if training:
         var, mean = moments(x) if frozen is None else frozen.of(x)
         if running_mean is not None and running_var is not None:
@@ -120,8 +120,8 @@ def mapped(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
     return y if shift is None else y.add_(by_channel(shift, x))
 
 
-class _Normalised(Rule):
-    """Batch normalization by PyTorch's own fused kernels; `frozen` statistics are constants towards the input."""
+class _Normalized(Rule):
+    """Batch normalization by PyTorch's own fused kernels; `frozen` statistics are constant in the input."""
 
     @staticmethod
     def forward(
@@ -363,17 +363,17 @@ class _Affine(AffineRule):
         )
 
 
-def _dual_normalised(
+def _dual_normalized(
     x: Tensor, x_t: Tensor, weight: Tensor | None, bias: Tensor | None, settings: tuple[Any, ...]
 ) -> Pair:
     """Value and tangent with the statistics of the batch; the running statistics are wrapped by `torch.func`."""
     buffers = (None if each is None else below(each) for each in settings[:2])
-    pair: Pair = _DualNormalised.apply(x, x_t, weight, bias, *buffers, *settings[2:])  # type: ignore[no-untyped-call]
+    pair: Pair = _DualNormalized.apply(x, x_t, weight, bias, *buffers, *settings[2:])  # type: ignore[no-untyped-call]
     return pair
 
 
-class _DualNormalised(torch.autograd.Function):
-    """Value and tangent of `_Normalised`: y = γ z + β, and ẏ is `_Scaled` or `_Projected` of ẋ."""
+class _DualNormalized(torch.autograd.Function):
+    """Value and tangent of `_Normalized`: y = γ z + β, and ẏ is `_Scaled` or `_Projected` of ẋ."""
 
     @staticmethod
     def forward(

@@ -32,14 +32,14 @@ def layer_norm(
     if autocast and x.dtype != torch.float64:
         x = x.float()  # as autocast does
     rows = x.reshape(x.shape[:leading].numel(), -1)
-    return _scaled(applied(_Normalised, rows, eps)[0].view(x.shape), weight, bias)
+    return _scaled(applied(_Normalized, rows, eps)[0].view(x.shape), weight, bias)
 
 
 def _dual_layer_norm(
     x: Tensor, x_t: Tensor, leading: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Pair:
     rows = x.reshape(x.shape[:leading].numel(), -1)
-    z, mean, rstd = applied(_Normalised, rows, eps)
+    z, mean, rstd = applied(_Normalized, rows, eps)
     z_t = applied(_Projected, x_t.reshape_as(rows), rows, mean, rstd, eps)
     return _scaled(z.view(x.shape), weight, bias), _scaled(z_t.view(x.shape), weight, None)
 
@@ -51,7 +51,7 @@ def _scaled(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return z * weight if bias is None else torch.addcmul(bias, z, weight)
 
 
-class _Normalised(Rule):
+class _Normalized(Rule):
     """The normalized z of each row, its mean, and r."""
 
     @staticmethod

@@ -32,13 +32,13 @@ from jacmatch.teachers.ensemble import EnsembleTeacher, MemoizedTeacher
 from jacmatch.teachers.functions import ModuleTeacher
 
 Storage = Literal["float32", "float16", "bfloat16"]
-_SEED = 1_000_099  # of the weights of the sums
+_SEED = 1_000_099  # seed of the weights of the sums
 _NEAR = 1e-4  # sums that differ by less than this share of the norm differ by rounding
 _SUMS = 2
 
 HEAD: Final = "cache.json"
 FORMAT: Final = 1
-_LARGEST: Final = 2**24  # bytes of the head
+_LARGEST: Final = 2**24  # bytes; the limit for the head
 POSITIONS: Final = "places.memmap"
 TYPES: Final = {
     "float32": torch.float32,

@@ -22,7 +22,7 @@ from jacmatch.teachers.cached.format import TYPES, described, disk, positions_na
 
 SUMS = "shard.json"
 _BLOCK = 1 << 20
-_OPEN_FILES = 256  # at most; opening a file takes as long as ten reads of a row
+_OPEN_FILES = 256  # maximum number; opening a file takes as long as ten reads of a row
 _AGAIN = "Run the same `jacmatch cache build` to repair it."
 
 

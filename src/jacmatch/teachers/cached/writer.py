@@ -179,7 +179,7 @@ class Queries:
     constant: bool  # whether the query is the same in every view
     fingerprint: dict[str, str]  # everything that determines the answers, by name
     order: Callable[[int], Tensor]  # the rows in the order of a view
-    answers: Callable[[Tensor, int], Answers]  # the answers about some rows in a view
+    answers: Callable[[Tensor, int], Answers]  # the answers for some rows in a view
 
     def entries(self, rows: Tensor, view: int, fields: Sequence[Field]) -> dict[str, Tensor]:
         """Return the answers as entries of a shard."""
@@ -212,14 +212,14 @@ def head_of(source: Queries, storage: Storage, megabytes: float, settings: dict[
     if not agree(first.answer, again.answer, _ON_GPU if device.type == "cuda" else 0.0):
         rule = "The teacher of a cache must give the same answer twice."
         do = "Something in it is random, or a query changes it: its answers cannot be stored."
-        raise InputError(rule, got="two different answers about one batch", do=do)
+        raise InputError(rule, got="two different answers for one batch", do=do)
     fields = fields_of(first.answer, first.question, storage, first.alone)
     size = source.batch_size
     each = sum(field.size for field in fields)
     batches = max(1, int(megabytes * _MEGABYTE) // (size * each))
     made = {"jacmatch": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
     loose = SINGLE if device.type == "cpu" else COARSE
-    made["outputs"] = probe(first.answer.outputs.double().flatten().tolist(), loose)  # of the first samples
+    made["outputs"] = probe(first.answer.outputs.double().flatten().tolist(), loose)  # outputs of the first samples
     return Head(
         fingerprint=source.fingerprint,
         question=described(first.question),

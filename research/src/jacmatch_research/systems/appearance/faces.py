@@ -134,8 +134,8 @@ def _background(grid: Array, random: np.random.Generator) -> Array:
     return image
 
 
-def _over(image: Array, colour: Any, mask: Array) -> Array:
-    return image + mask * (colour - image)
+def _over(image: Array, color: Any, mask: Array) -> Array:
+    return image + mask * (color - image)
 
 
 def _soft(depth: Array) -> Array:

@@ -25,10 +25,10 @@ from jacmatch_research.systems.second_order import minimize_by_lbfgs
 
 SPREAD = (0.5, 0.5, 1.0, 1.0)
 """Standard deviations of the first guess of scale, rotation and position, in tenths, for training windows."""
-_STEP = 0.5  # of a difference: half of these
+_STEP = 0.5  # step of a difference, as a share of these
 _REFUSED = 1.5  # a fit whose cost exceeds this multiple of the median has failed, and is not used for training
-_JUMPED = 4.0  # likewise a derivative above this multiple of the median
-_DECAYS = (1e3, 1e2, 1e1, 1.0)  # of the second-order solver, toward the fixed Jacobian
+_JUMPED = 4.0  # a derivative above this multiple of the median is left out
+_DECAYS = (1e3, 1e2, 1e1, 1.0)  # weight decays of the second-order solver, toward the fixed Jacobian
 
 
 class Glance(nn.Module):

@@ -17,9 +17,9 @@ REACH = 1.9
 """Half the side of a window in units of the mean shape, in which the eyes are about 0.84 apart."""
 UNIT = 0.1
 """Unit of the four numbers of a pose."""
-_EXPLAINED = 0.95  # of the variance, by shape modes and by texture modes
+_EXPLAINED = 0.95  # share of the variance that shape modes and texture modes explain
 _TEXTURE_SIDE = 22  # number of grid points of the texture across a face
-_PRIOR = 0.02  # of the squared shape numbers in units of their standard deviations
+_PRIOR = 0.02  # weight of the squared shape numbers in units of their standard deviations
 
 
 @dataclass(frozen=True)
