@@ -211,7 +211,11 @@ class _Job:
         with distributed.joined(job.device) if together else contextlib.nullcontext(ProcessGroup()) as ranks:
             self.started = True
             if hasattr(job, "out"):
-                job = self._begun(job, verb, ranks)
+                self.keeps = getattr(job, "keeps", self.keeps)
+                # the first process makes the run folder
+                self.out = Path(ranks.broadcast(str(self._chosen(job, verb)) if ranks.first else ""))
+                ranks.barrier()
+                job = dataclasses.replace(job, out=self.out)
             if hasattr(job, "named"):
                 job.named({*config, *flags.given(kind, words)})
             with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext(), translated():
@@ -220,13 +224,6 @@ class _Job:
             print(json.dumps(result, indent=2, allow_nan=False)) if options.json else summary.show(result)
             sys.stdout.flush()
         return 0
-
-    def _begun(self, job: Any, verb: str, ranks: Any) -> Any:
-        """Return the job with its run folder, which is created here."""
-        self.keeps = getattr(job, "keeps", self.keeps)
-        self.out = Path(ranks.broadcast(str(self._chosen(job, verb)) if ranks.first else ""))  # the first makes it
-        ranks.barrier()
-        return dataclasses.replace(job, out=self.out)
 
     def _chosen(self, job: Any, verb: str) -> Path:
         """Return the run folder, created if the job did not name one, and note what existed before."""

@@ -19,7 +19,7 @@ import inspect
 import io
 import shutil
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -248,17 +248,11 @@ def _elements(inner: tuple[Any, ...], value: object) -> tuple[Any, ...]:
 
 
 def _readable(kind: Any, word: str) -> bool:
-    return any(fits(kind, reading) for reading in _readings(word))
-
-
-def _readings(word: str) -> Iterator[object]:
-    """Yield the values that a word on the command line can mean."""
-    yield word
-    if word == "None":
-        yield None
+    values: list[object] = [word, None] if word == "None" else [word]
     for number in (int, float):
         with contextlib.suppress(ValueError):
-            yield number(word)
+            values.append(number(word))
+    return any(fits(kind, value) for value in values)
 
 
 @dataclass(frozen=True)

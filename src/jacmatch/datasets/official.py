@@ -260,7 +260,8 @@ def candidate_folders(argument: str, named: str) -> list[Path]:
 def read_fashion_mnist(folders: list[Path], files: dict[str, IdxFile] = OFFICIAL) -> Data:
     """Return the data set from the first of these folders that has any of its files."""
     for folder in folders:
-        paths = {key: _idx_path(folder, file.name) for key, file in files.items()}
+        found = {key: [folder / f"{file.name}.gz", folder / file.name] for key, file in files.items()}
+        paths = {key: next(filter(is_file, each), None) for key, each in found.items()}
         missing = [files[key].name + ".gz" for key, path in paths.items() if path is None]
         if len(missing) == len(files):
             continue
@@ -271,10 +272,6 @@ def read_fashion_mnist(folders: list[Path], files: dict[str, IdxFile] = OFFICIAL
         return from_arrays("fashion-mnist", {k: a[:, None] if a.ndim == 3 else a for k, a in arrays.items()})
     looked = ", ".join(str(folder) for folder in folders)
     raise InputError("`--data fashion-mnist` needs its four idx files.", got=f"none of them in {looked}", do=_REMEDY)
-
-
-def _idx_path(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / f"{name}.gz", folder / name) if is_file(path)), None)
 
 
 def read_idx(path: Path, file: IdxFile) -> UInt8[np.ndarray, "sample *pixel"]:

@@ -9,7 +9,7 @@ change the training: its results are the same bit for bit.
 
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,7 +108,9 @@ def preflight_check(objective: nn.Module, batch: Batch, *, progress: float = 0.0
         unverified(),  # faults are reported here, by name
     ):
         codes = _of_student(objective, few)
-        with in_mode(objective, training=True), _cheap_calls(objective):
+        # the shares of a large network take as long to measure as the gradients that are compared
+        large = objective if isinstance(objective, Objective) and not is_small(objective) else None
+        with in_mode(objective, training=True), nullcontext() if large is None else large.unmeasured_calls():
             derivatives = _of_derivatives(objective, few)
             copied = isolation.float64_copy(objective, few, progress)
             exact = copied is not None
@@ -121,13 +123,6 @@ def preflight_check(objective: nn.Module, batch: Batch, *, progress: float = 0.0
             codes += _of_compilation(objective, batch, progress)
     every = tuple(dict.fromkeys((*(PREFLIGHT[code] for code in codes), *findings, *derivatives)))
     return PreflightReport(every, errors, exact, elapsed())
-
-
-def _cheap_calls(objective: nn.Module) -> AbstractContextManager[None]:
-    """Measure no gradient shares of a large network: that takes as long as the gradients that are compared."""
-    if isinstance(objective, Objective) and not is_small(objective):
-        return objective.unmeasured_calls()
-    return nullcontext()
 
 
 def raise_for_faults(report: PreflightReport, objective: nn.Module, batch: Batch) -> None:

@@ -45,7 +45,10 @@ class OneGraph:
         return result
 
     def _compile(self, graph: fx.GraphModule, inputs: list[Tensor]) -> Run:
-        _refuse_own_rules(graph)
+        parts = [part for part in graph.modules() if isinstance(part, fx.GraphModule)]
+        if any("autograd_function_apply" in str(node.target) for part in parts for node in part.graph.nodes):
+            # the compiled graph would silently lack its second derivative
+            raise UnsupportedError("an autograd.Function in the network loses its second derivative when compiled.")
         self.graphs += 1
         own: Run = self._inductor if self.backend == "inductor" else torch._dynamo.lookup_backend(self.backend)
         run = own(graph, inputs)
@@ -80,13 +83,6 @@ def reason_of(error: Exception) -> str:
     inner = getattr(error, "inner_exception", None) or error
     lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
     return f"{type(inner).__name__}: {' '.join(lines[:3])}"[:300]
-
-
-def _refuse_own_rules(graph: fx.GraphModule) -> None:
-    """Reject an `autograd.Function` in the network: the compiled graph would silently lack its second derivative."""
-    parts = [part for part in graph.modules() if isinstance(part, fx.GraphModule)]
-    if any("autograd_function_apply" in str(node.target) for part in parts for node in part.graph.nodes):
-        raise UnsupportedError("an autograd.Function in the network loses its second derivative when compiled.")
 
 
 def _pass_for_any_batch() -> Any:

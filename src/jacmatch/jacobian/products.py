@@ -279,16 +279,13 @@ def _copies(function: Function, x: Tensor, chunk_size: int | None) -> int:
         return 1
     layers = layers_of(function.module)
     # even without verification, BatchNorm without running statistics is known to couple the samples
-    if any(map(trains, layers)) or any(map(_is_untracked, layers)) or chunk_size == 1:
+    norms = [layer for layer in layers if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    if any(map(trains, layers)) or any(norm.running_mean is None for norm in norms) or chunk_size == 1:
         return 1
     convolutions = any(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers)
     samples, most = (512, 512) if x.device.type != "cpu" else (16, 8) if convolutions else (64, 64)
     copies = chunk_size or max(1, min(most, samples // max(1, len(x))))
     return copies if copies > 1 and repeats(function, x) else 1
-
-
-def _is_untracked(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None
 
 
 def vjp_products(

@@ -33,7 +33,7 @@ from jacmatch.jacobian import (
 )
 from jacmatch.jacobian.probes import Law
 from jacmatch.jobs import networks, study
-from jacmatch.jobs.networks import same_inputs, same_teacher
+from jacmatch.jobs.networks import same_inputs
 from jacmatch.jobs.settings import SMOKE_JACOBIANS, TrainingFields, dense_settings, load, positive
 from jacmatch.jobs.study import Cell, Done, Progress, Result, Task
 from jacmatch.jobs.teachers import Prepared, check_teacher, prepare
@@ -330,7 +330,7 @@ class Distill(TeachingFields):
             run = self.begin("distill")
             same_inputs(run, data, networks=(description,))
             teacher = self.taught_by(data, shown)
-            same_teacher(run, data, teacher.network)
+            networks.matches(run, "teacher", networks.of_teacher(teacher.network, data))
             checked = check_teacher(teacher.network, data, shown, smoke=self.smoke) if self.foreign_teacher else {}
             if self.cache is not None:
                 from jacmatch.jobs.cache import cached_teachers  # which extends the settings above
@@ -355,7 +355,8 @@ class Distill(TeachingFields):
         train, validation = self.parts(data, self.samples_per_class(data), cell.seed)
         torch.manual_seed(cell.seed)
         student = description.build()
-        objective = self.objective(cell.method, student, teacher.for_seed(cell.seed), train, data, cell.seed)
+        queried = teacher.cached.get(cell.seed, teacher.network)
+        objective = self.objective(cell.method, student, queried, train, data, cell.seed)
         self._choose_engine(run, objective, train)
 
         def finish() -> tuple[nn.Module, dict[str, Any]]:

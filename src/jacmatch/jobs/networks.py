@@ -323,11 +323,6 @@ def matches(run: Run, part: str, here: Mapping[str, Fingerprint]) -> None:
     run.check_inputs(part, here)
 
 
-def same_teacher(run: Run, data: Data, teacher: nn.Module) -> None:
-    """Call `same_inputs` only for the teacher, in a job that loads its data first."""
-    matches(run, "teacher", of_teacher(teacher, data))
-
-
 def of_teacher(teacher: nn.Module, data: Data) -> Fingerprints:
     """Return the fingerprints of a trained network: weights, architecture, code, and its outputs for some samples."""
     x = data.train.inputs(torch.arange(min(SAMPLES, len(data.train))))

@@ -246,16 +246,11 @@ def train_cell(cell: Cell, child: Run, task: Task, device: str, progress: Progre
             **head(child, cell.seed),
             **({"method": cell.method} if cell.method else {}),
             **fields,
-            **cost(fitted),
+            **{name: value for name, value in vars(fitted).items() if name != "finished"},
             "settings": child.settings,
         }
     )
     return None
-
-
-def cost(fitted: Fitted) -> Result:
-    """Return the time, throughput and memory of a training, as fields of a result."""
-    return {name: value for name, value in vars(fitted).items() if name != "finished"}
 
 
 def unfinished(run: Run, steps: int) -> Result:

@@ -43,10 +43,6 @@ class Prepared:
     # cached teachers that replace it, by the seed of the run
     cached: Mapping[int, Teacher] = field(default_factory=dict)
 
-    def for_seed(self, seed: int) -> nn.Module | Teacher:
-        """Return the teacher of the students with this seed: the cached one, or the network."""
-        return self.cached.get(seed, self.network)
-
     @property
     def answers(self) -> Teacher:
         """The network as a teacher, with values only if it has no derivatives."""
@@ -144,7 +140,9 @@ class Pretrained:
 
     def with_outputs(self, outputs: int) -> nn.Module:
         """Return a copy to train further, with a new last layer, also where the teacher has as many outputs."""
-        inner = _inner(self.network, self.description, self.shape)
+        inner = self.network
+        if isinstance(inner, Resized) and tuple(self.description.shape) != tuple(self.shape):
+            inner = inner.network
         empty, _ = networks.adapted(inner, self.description, outputs)
         return _fitted(empty, self.description.shape, self.shape)
 
@@ -187,11 +185,6 @@ def _fitted(network: nn.Module, own: tuple[int, ...], shape: tuple[int, ...]) ->
         rule = f"The teacher's input must be images to which {shape} can be resized."
         raise InputError(rule, got=f"samples of shape {own}", do="Give images with the same number of channels.")
     return Resized(network, shape, own[1])
-
-
-def _inner(network: nn.Module, description: Description, shape: tuple[int, ...]) -> nn.Module:
-    """Return the network without its resizing."""
-    return network.network if isinstance(network, Resized) and tuple(description.shape) != tuple(shape) else network
 
 
 @contextmanager

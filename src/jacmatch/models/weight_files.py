@@ -30,7 +30,8 @@ _IN_A_FOLDER = (
     *("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin)$")
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.(safetensors|bin)$")
+"""The end of the name of one of several files."""
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before it wrote zip files
 _OTHERS = {
     b"version https://git-lfs": ("a pointer of Git LFS", "Fetch the file itself: git lfs pull."),
@@ -74,11 +75,6 @@ def conversion(source: Path) -> str:
 def _command(code: str, source: Path, suffix: str) -> str:
     """A command line that runs this code with the file, and the one to write, as arguments."""
     return f'python -c "{code}" {shlex.quote(str(source))} {shlex.quote(str(source.with_suffix(suffix)))}'
-
-
-def shard_of_several(source: Path) -> bool:
-    """Return whether the name is that of one of several files."""
-    return _SHARD.search(source.name) is not None
 
 
 def _size(source: Path) -> int:

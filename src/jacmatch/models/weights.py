@@ -530,7 +530,7 @@ def _differences(module: nn.Module, names: list[Names], sets: weight_files.Sets,
 
 def _remedy(source: Path, own: Names, part: Names, names: list[str], other: list[str]) -> str:
     """Return the remedy for weights that do not fit."""
-    if weight_files.shard_of_several(source):
+    if weight_files.SHARD.search(source.name):
         return "The name says that it is one file of several: name their index, or the folder."
     heads = {(part.tensors[name].shape[:1], own.tensors[name].shape[:1]) for name in other}
     rest = all(part.tensors[name].shape[1:] == own.tensors[name].shape[1:] for name in other)

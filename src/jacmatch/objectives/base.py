@@ -146,7 +146,8 @@ class Objective(nn.Module):
         object.__setattr__(self, "teacher", None if teacher is None else as_teacher(teacher, of_teacher))
         self.loss_weights = LossWeights(weights)
         validation.positive_settings(caller, every=every, measure_every=measure_every)
-        validation.has_a_term(caller, weights)
+        if not any(weights.values()):
+            raise InputError(f"`{caller}` must have at least one term with a weight other than 0.", got=weights)
         self.every, self.measure_every = every, measure_every
         self.schedule = WeightSchedule() if schedule is None else schedule
         self.differentiation = differentiation

@@ -16,11 +16,14 @@ from jacmatch.jacobian import (
     DataPairs,
     Engine,
     Estimator,
+    EveryRow,
+    LabelClass,
     Logits,
     NoiseAveraged,
     Products,
     Readout,
     TokenSubstitutions,
+    TopClass,
     jvp_products,
     preserved_buffers,
     run,
@@ -76,7 +79,8 @@ class Differentiation:
     def check(self) -> None:
         """Validate each setting, and all of them together."""
         validation.known_names(self.caller, batch_norm=self.batch_norm)
-        validation.fraction_of_a_batch(self.caller, self.fraction)
+        if not 0 < self.fraction <= 1:
+            raise InputError(f"`fraction` of `{self.caller}` must be above 0 and at most 1.", got=self.fraction)
         validation.are_objects(self.caller, self.probe, (self.readout, self.teacher_readout), self.point)
         validation.chunk_size(self.caller, self.probe, self.side, self.chunk_size)
         only = "reverse" if self.side == "output" else None if self.step is None else "differences"
@@ -152,13 +156,14 @@ class Differentiation:
         """Return the query to the teacher about a batch: its outputs, and its products if `products`."""
         if products and isinstance(self.probe, NoiseAveraged):  # these are queries about other (noisy) inputs
             raise UnsupportedError("Products of `NoiseAveraged` are not cached. Use its probe without the average.")
+        fixed = not products or isinstance(self.probe, EveryRow | LabelClass | TopClass)
         about: dict[str, Any] = {
             "readout": self.teacher_readout,
             "labels": batch.label,
             "arguments": batch.arguments,
             "ids": batch.ids,
             "draw": batch.draw,
-            "random": not validation.repeatable(self.point, self.probe, products),
+            "random": not (fixed and isinstance(self.point, AtData)),
         }
         if products:
             about["rule"] = self.probe if isinstance(self.probe, Hashable) else None

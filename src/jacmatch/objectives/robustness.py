@@ -163,7 +163,11 @@ class Robustness(Objective):
         if form not in FORMS:
             raise unknown_name("`form` of `Robustness`", str(form), FORMS)
         validation.known_names("Robustness", task=task, positions=positions)
-        _check_numbers(noise=noise, scale=scale)
+        values = [float(value) for value in (scale if isinstance(scale, Sequence) else [scale])]
+        if not 0 <= noise < math.inf:
+            raise InputError("`noise` of `Robustness` must be at least 0 and finite.", got=noise)
+        if not values or not all(0 < value < math.inf for value in values):
+            raise InputError("`scale` of `Robustness` must be positive and finite.", got=scale)
         probe = RandomOutputs(1, law="sphere") if probe is None else probe
         settings: dict[str, Any] = {"batch_norm": batch_norm, "engine": engine, "seed": seed, "fraction": fraction}
         how = Differentiation(probe, FORMS[form][0], chunk_size=chunk_size, caller="Robustness", **settings)
@@ -172,7 +176,6 @@ class Robustness(Objective):
         _check_probe(form, probe, task)
         self.form, self.noise, self.task = form, noise, task
         self.positions, self.ignore_index = positions, ignore_index
-        values = [float(value) for value in (scale if isinstance(scale, Sequence) else [scale])]
         self.register_buffer("scale", torch.tensor(values), persistent=False)
         self._values_like: Tensor | None = None
 
@@ -297,15 +300,6 @@ def jacobian_norm_penalty(
     result = vjp_products(module, x, unit_vectors, batch_norm=batch_norm)
     rows = precise(result.products.transpose(0, 1))
     return result.outputs, hoffman(rows, result.outputs.shape[1]).mean()
-
-
-def _check_numbers(*, noise: float, scale: float | int | Sequence[float | int]) -> None:
-    """Validate noise, at least 0, and scales, above 0."""
-    if not 0 <= noise < math.inf:
-        raise InputError("`noise` of `Robustness` must be at least 0 and finite.", got=noise)
-    scales = scale if isinstance(scale, Sequence) else [scale]
-    if not scales or not all(0 < value < math.inf for value in scales):
-        raise InputError("`scale` of `Robustness` must be positive and finite.", got=scale)
 
 
 def _check_probe(form: str, probe: Estimator, task: str) -> None:

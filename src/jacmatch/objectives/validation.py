@@ -17,14 +17,12 @@ from jacmatch.jacobian import (
     Context,
     Engine,
     Estimator,
-    EveryRow,
     LabelClass,
     LabelLogit,
     Logits,
     Loss,
     Readout,
     Shared,
-    TopClass,
     TopLogit,
 )
 from jacmatch.jacobian.arguments import embedding_of
@@ -56,12 +54,6 @@ def positive_settings(caller: str, *, temperature: float | int | None = None, **
         whole_number(f"`{name}` of `{caller}`", given)
     if temperature is not None and not 0 < temperature < math.inf:
         raise InputError(f"`temperature` of `{caller}` must be positive and finite.", got=temperature)
-
-
-def fraction_of_a_batch(caller: str, fraction: float | int) -> None:
-    """Check that a fraction of a batch is in (0, 1]."""
-    if not 0 < fraction <= 1:
-        raise InputError(f"`fraction` of `{caller}` must be above 0 and at most 1.", got=fraction)
 
 
 def engine(caller: str, probe: Estimator | None, given: Engine, only: str | None) -> None:
@@ -110,12 +102,6 @@ def are_objects(caller: str, probe: object, readouts: tuple[object, ...], point:
             raise InputError(f"`{name}` of `{caller}` must be an object such as {example}.", got=got)
 
 
-def has_a_term(caller: str, weights: dict[str, float | int]) -> None:
-    """Reject an objective without any term."""
-    if not any(weights.values()):
-        raise InputError(f"`{caller}` must have at least one term with a weight other than 0.", got=weights)
-
-
 def fitting_task(
     probe: Estimator | None,
     readouts: tuple[Readout, ...],
@@ -129,7 +115,12 @@ def fitting_task(
     if task == "regression":
         numeric("Distillation(task='regression')", probe, readouts, output_loss)
     if isinstance(point, AtMixedPairs):
-        mixable(probe, readouts, task, weights)
+        if task == "regression" and weights["labels"]:
+            rule = "`labels` of `Distillation` must be 0 at mixed pairs in regression: a mixture of labels is not the "
+            raise InputError(f"{rule}label of the mixture.", got=weights["labels"])
+        if isinstance(probe, LabelClass) or any(isinstance(readout, LabelLogit | Loss) for readout in readouts):
+            rule = "A mixed pair has no single label, so `probe` and `readout` of `Distillation` must not need one."
+            raise InputError(rule, do="Use TopClass() or TopLogit(), whose class is the teacher's.")
 
 
 def numeric(caller: str, probe: Estimator | None, readouts: tuple[Readout, ...], output_loss: str) -> None:
@@ -143,19 +134,6 @@ def numeric(caller: str, probe: Estimator | None, readouts: tuple[Readout, ...],
         rule = f"`{caller}` must not have settings for classes."
         do = "Use readout=Logits(), output_loss='squared' and a probe without labels."
         raise InputError(rule, got=", ".join(dict.fromkeys(classes)), do=do)
-
-
-def mixable(probe: Estimator | None, readouts: tuple[Readout, ...], task: str, weights: dict[str, float | int]) -> None:
-    """Reject, at mixed pairs, settings that need the label of a single sample."""
-    if task == "regression" and weights["labels"]:
-        raise InputError(
-            "`labels` of `Distillation` must be 0 at mixed pairs in regression: a mixture of labels is not the label "
-            "of the mixture.",
-            got=weights["labels"],
-        )
-    if isinstance(probe, LabelClass) or any(isinstance(readout, LabelLogit | Loss) for readout in readouts):
-        rule = "A mixed pair has no single label, so `probe` and `readout` of `Distillation` must not need one."
-        raise InputError(rule, do="Use TopClass() or TopLogit(), whose class is the teacher's.")
 
 
 def one_pixel(readouts: tuple[Readout, ...]) -> None:
@@ -360,11 +338,6 @@ def separate(student: nn.Module, teacher: object) -> None:
     if any(id(parameter) in frozen for parameter in student.parameters()):
         rule = "`student` and `teacher` of `Distillation` must not share parameters: the teacher is frozen."
         raise InputError(rule, do="Give the student a copy (copy.deepcopy).")
-
-
-def repeatable(point: Point, probe: Estimator | None, products: bool) -> bool:
-    """Return whether the query about a sample is the same in each draw: at the data, without random directions."""
-    return isinstance(point, AtData) and (not products or isinstance(probe, EveryRow | LabelClass | TopClass))
 
 
 def answerable(caller: str, probe: Estimator | None, teacher: Teacher) -> None:

@@ -162,7 +162,9 @@ class LossWeights:
         measured = _norms(unweighted, parameters, self._whole(parameters, firsts or {}))
         norms = {name: float(measured.get(name, 0.0)) for name in unweighted}
         for name in unweighted:  # a gradient of exactly 0 is valid: units may be inactive for the whole batch
-            if name not in measured and _counts(unweighted[name]) and self.weights[name] > 0:
+            numbers = torch.finfo(unweighted[name].dtype)  # below, a gradient of 0 may be an underflow of the type
+            cut = name not in measured and self.weights[name] > 0
+            if cut and float(unweighted[name].detach()) > numbers.tiny / numbers.eps:
                 raise UnsupportedError(
                     f"The term `{name}` has no gradient with respect to the student: something cuts it off (detach, "
                     "no_grad). See jacmatch.doctor(student, x)."
@@ -199,12 +201,6 @@ class LossWeights:
 
     def _shared(self, name: str) -> bool:
         return isinstance(self.weights[name], GradientShare)
-
-
-def _counts(term: Tensor) -> bool:
-    """Whether a value is so large that a gradient of 0 is not an underflow of the type."""
-    numbers = torch.finfo(term.dtype)
-    return float(term.detach()) > numbers.tiny / numbers.eps
 
 
 def _norms(terms: dict[str, Tensor], parameters: list[nn.Parameter], whole: Whole | None) -> dict[str, Tensor]:

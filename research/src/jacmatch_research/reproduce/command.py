@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from jacmatch.errors import InputError, unknown_name
 from jacmatch.files import inside
-from jacmatch.jobs.networks import Description, same_inputs, same_teacher
+from jacmatch.jobs.networks import Description, matches, of_teacher, same_inputs
 from jacmatch.jobs.settings import positive
 from jacmatch.jobs.study import Progress
 from jacmatch.report import write_report
@@ -79,7 +79,7 @@ class Reproduce(Request):
                 self._child(run, cell)
         facts = experiment.prepare(self._on_device(), progress)
         if experiment.teacher is not None and data is not None:
-            same_teacher(run, data, experiment.teacher(self._on_device()))
+            matches(run, "teacher", of_teacher(experiment.teacher(self._on_device()), data))
         return facts
 
     def _checked(self) -> Experiment:
