@@ -260,8 +260,8 @@ def candidate_folders(argument: str, named: str) -> list[Path]:
 def read_fashion_mnist(folders: list[Path], files: dict[str, IdxFile] = OFFICIAL) -> Data:
     """Return the data set from the first of these folders that has any of its files."""
     for folder in folders:
-        found = {key: [folder / f"{file.name}.gz", folder / file.name] for key, file in files.items()}
-        paths = {key: next(filter(is_file, each), None) for key, each in found.items()}
+        candidates = {key: [folder / f"{file.name}.gz", folder / file.name] for key, file in files.items()}
+        paths = {key: next(filter(is_file, each), None) for key, each in candidates.items()}
         missing = [files[key].name + ".gz" for key, path in paths.items() if path is None]
         if len(missing) == len(files):
             continue
