@@ -55,7 +55,7 @@ CASES = {
     "fewer than no views": (TRAIN + " --views -1", r"`views` of `Training` must be .* at least 0\. Got -1\."),
     "fewer than no workers": (TRAIN + " --workers -1", r"`workers` of `Training` must be .* at least 0\. Got -1\."),
     "less than no memory": (TRAIN + " --resident-mib -1", r"`resident_mib` of `Training` must be .* Got -1\."),
-    "graphs of nothing": (TRAIN + " --cuda-graphs", r"`cuda_graphs` .* must come with `compile`\. Set compile=True"),
+    "graphs of nothing": (TRAIN + " --cuda-graphs", r"`cuda_graphs` .* must be used with `compile`\. Set compile=True"),
     "rate without end": (TRAIN + " --lr 1e400", r"`lr` of `Training` must be finite and positive\. Got inf\."),
     "layers of no width": (TRAIN + " --model mlp:0", r"`hidden` of `mlp` must be widths of at least 1\. Got \(0,\)\."),
     "width of 67 bits": (TRAIN + " --model mlp:99999999999999999999", r"must run on inputs .* Got \w+Error"),

@@ -401,7 +401,7 @@ CASES = {
     "no seeds of transfer": (TRANSFER + " --seeds 0", r"`--seeds` of `transfer` must be at least 1\. Got 0\."),
     "a teacher of the classes of the target": (
         TRANSFER.replace("target", "data"),
-        r"`--teacher` of `transfer` must have been trained on other classes than .* Use `jacmatch distill --data",
+        r"`--teacher` of `transfer` must have been trained on classes other than .* Use `jacmatch distill --data",
     ),
     "unlabelled images of another size": (
         TRANSFER + " --unlabelled npz:{good}/larger.npz",
@@ -425,7 +425,7 @@ CASES = {
     ),
     "the size of no weights": (
         TRANSFER + " --teacher-size 8",
-        r"`--teacher-size` of `transfer` must come with --teacher-weights",
+        r"`--teacher-size` of `transfer` must be used with --teacher-weights",
     ),
     "a run and weights": (
         TRANSFER + " --teacher-weights {good}/run/student.safetensors",

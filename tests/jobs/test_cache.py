@@ -166,5 +166,7 @@ def test_code_that_changed_without_a_trace_shows_when_the_cache_is_opened(cache)
     cache_job, teacher = job(cache), network()
     cached_teachers(cache_job, cache, data(), network())
     teacher[2].register_forward_hook(lambda module, given, outputs: given[0].tanh())
-    with pytest.raises(InputError, match=r"must equal the teacher's current answers\. Got \d+ of \d+ beyond rounding"):
+    with pytest.raises(
+        InputError, match=r"must equal the teacher's current answers\. Got \d+ of \d+ differ by more than rounding"
+    ):
         cached_teachers(cache_job, cache, data(), teacher)

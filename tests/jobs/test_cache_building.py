@@ -123,7 +123,9 @@ def test_check_names_the_entries_that_are_wrong(change, field, cache):
         change(teacher)
     comparison = Comparison()
     check(source(job(cache), teacher=teacher), cache, 5, comparison)
-    with pytest.raises(InputError, match=rf"Got \d+ of 5 beyond rounding: seed 0 view \d id \d+ \({field} \d"):
+    with pytest.raises(
+        InputError, match=rf"Got \d+ of 5 differ by more than rounding: seed 0 view \d id \d+ \({field} \d"
+    ):
         comparison.refuse(cache)
 
 

@@ -65,7 +65,7 @@ def test_onnx_and_int8_agree_in_value_and_derivative(run, tmp_path):
     ("changes", "message"),
     [
         ({"samples": 0}, r"`--samples` of `export` must be at least 1\. Got 0"),
-        ({"int8": True, "to": ("pt2",)}, r"`--int8` of `export` must come with --to onnx\. Got pt2"),
+        ({"int8": True, "to": ("pt2",)}, r"`--int8` of `export` must be used with --to onnx\. Got pt2"),
         ({"trained": "resnet20"}, r"must be given the folder of a run\. Got 'resnet20'"),
     ],
 )

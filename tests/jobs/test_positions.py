@@ -170,4 +170,4 @@ def test_settings_of_samples_are_refused(file, capsys, flags, message):
 @pytest.mark.parametrize("flag", ["--probe every-row", "--readout top-logit"])
 def test_rows_of_classes_are_refused_before_a_training(file, capsys, flag):
     command(f"distill --data {file} --teacher {MODEL} --student {MODEL} {STEPS} {flag} --out student", code=2)
-    assert "must fit per-position outputs, which have no row of a class" in capsys.readouterr().err
+    assert "must fit per-position outputs, which have no row per class" in capsys.readouterr().err

@@ -63,8 +63,8 @@ def test_images_are_resized_inside_the_network(weights, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 12}, r"`--size` of `train` must come with --weights\."),
-        ({"tune": "head"}, r"`--tune` of `train` must come with --weights\."),
+        ({"size": 12}, r"`--size` of `train` must be used with --weights\."),
+        ({"tune": "head"}, r"`--tune` of `train` must be used with --weights\."),
         ({"weights": "nothere.pt"}, r"Weights must be a readable file\. Got `nothere\.pt`"),
     ],
 )

@@ -413,7 +413,7 @@ def test_a_teacher_of_the_classes_of_the_target(shared):
     np.savez(shared / "same.npz", **arrays(6))
     Train(data=f"npz:{shared}/same.npz", model="cnn3", smoke=True, validation=0.0, out=shared / "same").run()
     job = Transfer(data=f"npz:{shared}/same.npz", teacher=str(shared / "same"), student="cnn3")
-    with pytest.raises(InputError, match=r"trained on other classes than those of --data.*Use `jacmatch distill"):
+    with pytest.raises(InputError, match=r"trained on classes other than those of --data.*Use `jacmatch distill"):
         job.ready(Progress(quiet=True))
 
 
@@ -429,29 +429,59 @@ def test_a_student_larger_than_its_teacher_is_a_note(ready):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"unlabelled_count": 3}, r"`--unlabelled-count` of `transfer` must come with --unlabelled"),
+        ({"unlabelled_count": 3}, r"`--unlabelled-count` of `transfer` must be used with --unlabelled"),
         ({"unlabelled": "digits", "unlabelled_count": -1}, r"`--unlabelled-count` of `transfer` must be at least 0"),
         ({"adapt_steps": -1}, r"`--adapt-steps` of `transfer` must be at least 0"),
         (
             {"probe": "data-pairs", "methods": ("adapt", "adapt+attention+jacobians")},
-            r"`--probe` of `transfer` must come with a method .*Got --probe data-pairs and adapt adapt\+attention\+jac",
+            r"`--probe` of `transfer` must be used with a method .*Got --probe data-pairs and adapt adapt\+attention",
         ),
         ({"feature_components": 0}, r"`--feature-components` of `transfer` must be at least 1"),
-        ({"unlabelled": "digits", "methods": ("mixup",)}, r"`--unlabelled` of `transfer` must come with a method that"),
-        ({"teacher_weights": Path("w.pth"), "teacher_steps": 9}, r"`--teacher-steps` of `transfer` must come with a t"),
-        ({"teacher": "hf:m", "source_classes": 3}, r"`--source-classes` of `transfer` must come with a teacher that i"),
-        ({"teacher_outputs": 5}, r"`--teacher-outputs` of `transfer` must come with --teacher-weights"),
-        ({"recipe": "lwf", "adapt_steps": 0}, r"`--adapt-steps` of `transfer` must come with --methods adapt"),
-        ({"oracle_steps": 9}, r"`--oracle-steps` of `transfer` must come with --methods oracle\. Got --oracle-steps 9"),
-        ({"whiten": True}, r"`--whiten` of `transfer` must come with --methods features\. Got --whiten True and mixup"),
-        ({"outputs_share": 0.5}, r"`--outputs-share` of `transfer` must come with lwf or features: adapt has --output"),
-        ({"methods": ("labels",), "labels_weight": 2.0}, r"`--labels-weight` of `transfer` must come with a method th"),
-        ({"recipe": "paper", "temperature": 3.0}, r"`--temperature` of `transfer` must come with an output term of kl"),
-        ({"attention_share": 0.5}, r"`--attention-share` of `transfer` must come with a method that compares attentio"),
-        ({"pool": 2}, r"`--pool` of `transfer` must come with a method that compares attention maps"),
-        ({"methods": ("adapt",), "every": 2}, r"`--every` of `transfer` must come with a method with Jacobians"),
-        ({"noise": 0.2}, r"`--noise` of `transfer` must come with --probe noise-averaged"),
-        ({"probe_basis": "pca"}, r"`--probe-basis` of `transfer` must come with --probe subspace-inputs.*Leave out --"),
+        (
+            {"unlabelled": "digits", "methods": ("mixup",)},
+            r"`--unlabelled` of `transfer` must be used with a method that",
+        ),
+        (
+            {"teacher_weights": Path("w.pth"), "teacher_steps": 9},
+            r"`--teacher-steps` of `transfer` must be used with a t",
+        ),
+        (
+            {"teacher": "hf:m", "source_classes": 3},
+            r"`--source-classes` of `transfer` must be used with a teacher that i",
+        ),
+        ({"teacher_outputs": 5}, r"`--teacher-outputs` of `transfer` must be used with --teacher-weights"),
+        ({"recipe": "lwf", "adapt_steps": 0}, r"`--adapt-steps` of `transfer` must be used with --methods adapt"),
+        (
+            {"oracle_steps": 9},
+            r"`--oracle-steps` of `transfer` must be used with --methods oracle\. Got --oracle-steps 9",
+        ),
+        (
+            {"whiten": True},
+            r"`--whiten` of `transfer` must be used with --methods features\. Got --whiten True and mixup",
+        ),
+        (
+            {"outputs_share": 0.5},
+            r"`--outputs-share` of `transfer` must be used with lwf or features: adapt has --output",
+        ),
+        (
+            {"methods": ("labels",), "labels_weight": 2.0},
+            r"`--labels-weight` of `transfer` must be used with a method th",
+        ),
+        (
+            {"recipe": "paper", "temperature": 3.0},
+            r"`--temperature` of `transfer` must be used with an output term of kl",
+        ),
+        (
+            {"attention_share": 0.5},
+            r"`--attention-share` of `transfer` must be used with a method that compares attentio",
+        ),
+        ({"pool": 2}, r"`--pool` of `transfer` must be used with a method that compares attention maps"),
+        ({"methods": ("adapt",), "every": 2}, r"`--every` of `transfer` must be used with a method with Jacobians"),
+        ({"noise": 0.2}, r"`--noise` of `transfer` must be used with --probe noise-averaged"),
+        (
+            {"probe_basis": "pca"},
+            r"`--probe-basis` of `transfer` must be used with --probe subspace-inputs.*Leave out --",
+        ),
         ({"recipe": "paper", "oracle_steps": 4, "warmup": 9}, r"`warmup` of `Training` must not be longer than `steps"),
     ],
 )

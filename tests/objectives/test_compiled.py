@@ -128,7 +128,7 @@ def test_the_training_reports_what_was_compiled():
 
 
 def test_cuda_graphs_need_a_compiled_step_and_a_gpu():
-    with pytest.raises(InputError, match=r"`cuda_graphs` of `Training` must come with `compile`"):
+    with pytest.raises(InputError, match=r"`cuda_graphs` of `Training` must be used with `compile`"):
         Training(cuda_graphs=True)
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match=r"`cuda_graphs` of `CompiledSteps` needs a GPU\. Got no CUDA"):

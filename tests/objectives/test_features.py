@@ -105,12 +105,14 @@ def test_two_readouts_of_outputs():
 def test_a_pixel_of_one_map_is_none_of_another():
     x, y = images()
     sizes = (AttentionPixel("0", size=4), AttentionPixel("0.2", size=2))
-    with pytest.raises(InputError, match=r"Both `AttentionPixel` in `readout` .* must have one `size`\. Got 4 and 2\."):
+    with pytest.raises(
+        InputError, match=r"Both `AttentionPixel` in `readout` .* must have the same `size`\. Got 4 and 2\."
+    ):
         Distillation(student(), teacher(), readout=sizes)
     for first, second in ((student(), teacher()), (teacher(), student())):
         layers = ("0", "0.2") if isinstance(first[0], nn.Conv2d) else ("0.2", "0")
         objective = Distillation(first, second, readout=tuple(AttentionPixel(layer) for layer in layers))
-        match = r"Without a `size` of `AttentionPixel`, student and teacher must have attention maps of one size\. Got"
+        match = r"Without a `size` of `AttentionPixel`, student and teacher need attention maps of the same size\. Got"
         with pytest.raises(InputError, match=match):
             objective(x, y)
 

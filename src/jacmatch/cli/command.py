@@ -159,7 +159,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 @dataclasses.dataclass
 class _Job:
-    """The state of a command while it runs, for its last line."""
+    """The state of a running command, for the message if it fails."""
 
     program: str
     traceback: bool

@@ -1,4 +1,4 @@
-"""The fields of a job as flags, and the words of a command line as a job. tyro parses, and lays out the help.
+"""The fields of a job as flags, and the arguments of a command line as a job. tyro parses, and lays out the help.
 
 The fields are read from the source of the job: `VERB --help` and a mistyped flag need no import of torch. A stand-in of
 a job is a dataclass with the same name, docstrings, bases, fields, types and defaults, and without methods. The
@@ -162,7 +162,7 @@ _SCALARS = {
 
 
 def fitted(kind: Any, value: object) -> Any:
-    """Return the value converted to the type `kind`: list to tuple, int to float, text to path."""
+    """Return the value converted to the type `kind`: list to tuple, int to float, str to path."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         for each in inner:
@@ -196,7 +196,7 @@ def fits(kind: Any, value: object) -> bool:
 
 
 def readable(kind: Any, words: list[str]) -> bool:
-    """Return whether the words after a flag can be parsed as the type `kind`."""
+    """Return whether the arguments after a flag can be parsed as the type `kind`."""
     for each in get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,):
         if get_origin(each) is tuple:
             kinds = _elements(get_args(each), words)
@@ -326,7 +326,7 @@ def flags(job: type[Any], verb: str = "") -> list[Flag]:
 
 
 def given(job: type[Any], words: Sequence[str]) -> set[str]:
-    """Return the fields of a job whose flags are among the words."""
+    """Return the fields of a job whose flags are on the command line."""
     given = {word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
     return {flag.name for flag in flags(job) if given & set(flag.words)}
 
@@ -400,7 +400,7 @@ def _shape(known: Sequence[Flag]) -> type[Any]:
 
 
 def refuse(program: str, known: Sequence[Flag], words: Sequence[str], otherwise: str) -> NoReturn:
-    """Report in one line what is wrong with words that tyro refused."""
+    """Report in one line what is wrong with arguments that tyro refused."""
     named = {word: flag for flag in known if not flag.positional for word in flag.words}
     positional = [flag for flag in known if flag.positional]
     see = f"See {program} --help."

@@ -121,7 +121,7 @@ def _passed_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def python(program: str, *options: str) -> list[str]:
-    """Return the command that runs a program text in a new Python with the search path of this one.
+    """Return the command that runs a program in a new Python process with the search path of this one.
 
     `python -m` and `python -c` import from the working folder first: a `yaml.py` there would be run. Here the path is
     set before anything is imported but `sys`, which is built in. (Python 3.11 has the option -P for it.)

@@ -26,7 +26,7 @@ _SHORT.maxstring = _SHORT.maxother = 120
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers (PyYAML reads 012 as 10, 1:30 as 90, 1e-3 as text); no dates, no key twice, no aliases."""
+    """YAML 1.2 numbers (PyYAML reads 012 as 10, 1:30 as 90, 1e-3 as a string); no dates, no key twice, no aliases."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [pair for pair in pairs if not pair[0].endswith((":int", ":float", ":timestamp"))]

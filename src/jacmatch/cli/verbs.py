@@ -1,6 +1,6 @@
 """The table of verbs: a new verb is one file with its job, and one line here or in the entry points of a distribution.
 
-Names of jobs and printers are texts, so that the table is read without importing them.
+Names of jobs and printers are strings, so that the table is read without importing them.
 """
 
 from jacmatch import plugins

@@ -26,7 +26,7 @@ LOADERS: dict[str, Callable[[str, int], Data]] = {
 
 
 def is_code(spec: str) -> bool:
-    """Return whether `load` treats the text as a PACKAGE.MODULE:CALLABLE, which it imports and calls."""
+    """Return whether `load` treats the string as a PACKAGE.MODULE:CALLABLE, which it imports and calls."""
     name, colon, _ = spec.partition(":")
     return bool(colon) and name not in LOADERS and all(part.isidentifier() for part in name.split("."))
 

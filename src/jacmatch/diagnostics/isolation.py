@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import run
 from jacmatch.jacobian.callables import preserved_buffers, seed_generators
-from jacmatch.jacobian.engine_checks import is_small
+from jacmatch.jacobian.engine_checks import along, is_small, random_moves
 from jacmatch.jacobian.finite_differences import derivative_along, tolerance_for
 from jacmatch.objectives.base import Objective, networks_of
 from jacmatch.teachers import Answer, MemoizedTeacher, Question, Teacher
@@ -123,7 +123,7 @@ class IsolatedObjective:
     def __init__(self, objective: nn.Module, batch: Batch, progress: float, *, exact: bool) -> None:
         self.objective: Any = objective
         self.batch, self.progress, self.exact = batch, progress, exact
-        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in objective.parameters() if p.requires_grad]
         self.draws, self._weighted = False, dict[str, Tensor]()
         self._state = _extra_state(objective)
 
@@ -156,18 +156,6 @@ class IsolatedObjective:
         """Return the terms as numbers."""
         with torch.no_grad(), preserved_buffers(self.objective):
             return _numbers(self.terms(batch))
-
-    def numbers_at(self, moves: list[Tensor], step: float) -> dict[str, float]:
-        """Return the terms at θ + step · moves."""
-        saved = [p.detach().clone() for p in self.parameters]
-        with torch.no_grad():
-            try:
-                for p, move in zip(self.parameters, moves, strict=True):
-                    p.add_(move, alpha=step)
-                return self.numbers()
-            finally:
-                for p, value in zip(self.parameters, saved, strict=True):
-                    p.copy_(value)
 
 
 def _numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
@@ -253,7 +241,8 @@ class _Line:
 
     def __init__(self, isolated: IsolatedObjective, generator: torch.Generator) -> None:
         self.isolated = isolated
-        self.moves = [_random_move(p, generator) for p in isolated.parameters]
+        self.moves = random_moves(isolated.parameters, generator)
+        self.numbers_at = along(self.moves, isolated.parameters, isolated.numbers)
         self.known = {0.0: isolated.first.numbers}
 
     def error(self, name: str, gradients: list[Tensor | None]) -> tuple[float, bool] | None:
@@ -261,7 +250,7 @@ class _Line:
 
         def at(step: float) -> Tensor:
             if step not in self.known:
-                self.known[step] = self.isolated.numbers_at(self.moves, step)
+                self.known[step] = self.numbers_at(step)
             return torch.tensor(self.known[step][name], dtype=torch.float64)
 
         parts = [(g.detach() * m).double() for g, m in zip(gradients, self.moves, strict=True) if g is not None]
@@ -315,12 +304,6 @@ def _move_randomly(*networks: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for equal in zip(*(network.parameters() for network in networks), strict=True):
-            move = 0.05 * _random_move(equal[0], generator)
+            (move,) = random_moves([equal[0]], generator)
             for p in equal:
-                p.add_(move)
-
-
-def _random_move(parameter: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a random direction of the size of the parameter, and a little more for those that are zero."""
-    size = parameter.detach().square().mean().sqrt() + 1e-3
-    return torch.randn(parameter.shape, generator=generator, device="cpu").to(parameter) * size
+                p.add_(move, alpha=0.05)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ from jacmatch.jacobian.finite_differences import (
 )
 from jacmatch.jacobian.function import Function, Products, replayed
 
+Value = TypeVar("Value")
 MANY_PARAMETERS = 2_000_000
 """Number of parameters above which engines are compared on fewer samples and directions."""
 
@@ -236,9 +238,9 @@ def _judge_gradient(
     # a missing part may happen to be small along one direction; for a large network two take too long
     several = not reference.single and sum(q.numel() for q in parameters) <= MANY_PARAMETERS
     for _ in range(1 + several):
-        moves = _moves(parameters, generator)
+        moves = random_moves(parameters, generator)
         expected, size = _derivative(gradients, moves)
-        penalty_at = _along(moves, parameters, lambda: engine(reference.function, reference.x).products.square().sum())
+        penalty_at = along(moves, parameters, lambda: engine(reference.function, reference.x).products.square().sum())
         if reference.single:
             with torch.no_grad():
                 truth = (penalty_at(SMALLEST_STEP) - penalty.detach()) / SMALLEST_STEP
@@ -276,11 +278,11 @@ def _judge_gradient_of_zero(
         return None
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(exact.products.shape, generator=generator, device="cpu").to(exact.products)
-    moves = _moves(parameters, generator)
+    moves = random_moves(parameters, generator)
     expected, _ = _derivative(parameter_gradients((exact.products * weights).sum(), parameters), moves)
     if not reference.fine or abs(expected) <= _STILL * _scale(exact):
         return None
-    sum_at = _along(moves, parameters, lambda: (engine(reference.function, reference.x).products * weights).sum())
+    sum_at = along(moves, parameters, lambda: (engine(reference.function, reference.x).products * weights).sum())
     with torch.no_grad():
         differences = [float(sum_at(h) - sum_at(-h)) / (2 * h) for h in (1e-5, 1e-3)]
     apart = min(abs(each - expected) for each in differences)
@@ -317,8 +319,8 @@ def _rounding(name: str, own: Products, function: Function, exact: list[Tensor |
     return findings.rounded(f"The parameter gradient of a penalty by engine '{name}'", own.products.dtype, error)
 
 
-def _moves(parameters: list[Tensor], generator: torch.Generator) -> list[Tensor]:
-    """Return a random direction for each parameter, of the size of its numbers."""
+def random_moves(parameters: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Return a random direction for each parameter, of the magnitude of its values."""
     sizes = [q.detach().square().mean().sqrt() + 1e-3 for q in parameters]
     draws = [torch.randn(q.shape, generator=generator, device="cpu").to(q) for q in parameters]
     return [draw * size for draw, size in zip(draws, sizes, strict=True)]
@@ -331,10 +333,10 @@ def _derivative(gradients: list[Tensor | None], moves: list[Tensor]) -> tuple[fl
     return float(products.sum()), size_of_sum(products)
 
 
-def _along(moves: list[Tensor], parameters: list[Tensor], value: Callable[[], Tensor]) -> Callable[[float], Tensor]:
+def along(moves: list[Tensor], parameters: list[Tensor], value: Callable[[], Value]) -> Callable[[float], Value]:
     """Return a value as a function of the step along a move of the parameters, which are restored each time."""
 
-    def at(step: float) -> Tensor:
+    def at(step: float) -> Value:
         saved = [q.detach().clone() for q in parameters]
         try:
             for q, before, move in zip(parameters, saved, moves, strict=True):
@@ -356,7 +358,7 @@ def _ordinary_gradient_is_right(
     with torch.no_grad():
         seed_generators(SEED, reference.x.device)
         values_at = replayed_values(reference.function, reference.x)
-        at = _along(moves, parameters, lambda: (values_at(reference.x) * reference.rows[0]).sum())
+        at = along(moves, parameters, lambda: (values_at(reference.x) * reference.rows[0]).sum())
         truth, uncertainty = derivative_along(at, reference.fine, reference.x.dtype)
     error = abs(expected - float(truth)) / max(abs(float(truth)), size)
     return error <= (max(1e-5, 3 * uncertainty) if reference.fine else tolerance_for(uncertainty, False))

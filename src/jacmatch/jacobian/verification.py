@@ -414,7 +414,7 @@ def comparison_of(
 ) -> Comparison:
     """Return the comparison on a few samples, or on all if the module has a tensor for each sample of the batch."""
     if _is_distributed(function):
-        raise UnsupportedError("This needs all processes of the job.")
+        raise UnsupportedError("A comparison of engines needs all processes of the job.")
     try:
         return Comparison(function, x, seed=seed, count=count, few=samples[0], moved=samples[1])
     except Exception:  # a function may raise anything for a batch of another size

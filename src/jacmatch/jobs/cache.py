@@ -106,7 +106,7 @@ class Comparison:
         if self.wrong:
             rule = f"The entries of {cache} must equal the teacher's current answers."
             named = [f"{entry} ({', '.join(fields)})" for entry, fields in self.wrong.items()]
-            got = f"{len(self.wrong)} of {self.entries} beyond rounding: {few(named, 5)}"
+            got = f"{len(self.wrong)} of {self.entries} differ by more than rounding: {few(named, 5)}"
             raise InputError(rule, got=got, do="Remove the folder and build it again.")
 
 

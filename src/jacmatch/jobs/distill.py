@@ -144,7 +144,7 @@ class DistillationFields(TrainingFields):
         if self.probe == "sampled-rows" and self.probes > data.outputs:
             raise InputError(f"`--probes` of sampled-rows must be at most {data.outputs}, all rows.", got=self.probes)
         if data.positions and (self.probe in _OF_ROWS or self.readout not in ("logits", "log-probabilities")):
-            rule = "`--probe` and `--readout` of `distill` must fit per-position outputs, which have no row of a class."
+            rule = "`--probe` and `--readout` of `distill` must fit per-position outputs, which have no row per class."
             do = "Use random-outputs, random-inputs or fisher-rows, and logits or log-probabilities."
             raise InputError(rule, got=f"{self.probe} and {self.readout}", do=do)
         chosen = self.recipe(*_of_a_class(data, len(train)))
@@ -225,7 +225,7 @@ class DistillationFields(TrainingFields):
 
 
 def _of_a_class(data: Data, samples: int) -> tuple[float | None, bool]:
-    """Return the training samples per class, and whether labels are of positions: then each sample has every class."""
+    """Return the training samples per class, and whether labels are per position: each sample then has all classes."""
     if data.classes is None:
         return None, False
     return (float(samples), True) if data.positions else (samples / data.classes, False)

@@ -68,7 +68,7 @@ class Export(JobFields):
         if self.samples < 1:
             raise InputError("`--samples` of `export` must be at least 1.", got=self.samples)
         if self.int8 and "onnx" not in self.to:
-            raise InputError("`--int8` of `export` must come with --to onnx.", got=" ".join(self.to))
+            raise InputError("`--int8` of `export` must be used with --to onnx.", got=" ".join(self.to))
         if not networks.is_run(self.trained):
             rule = "`jacmatch export` must be given the folder of a run."
             do = "For weights of another program, run first: jacmatch train --weights."

@@ -183,7 +183,7 @@ class Weights:
             size = known.size
         size = size if size and tuple(shape[1:]) != (size, size) else None
         if size is not None and len(shape) != 3:
-            raise InputError("`--size` must come with images.", got=f"samples of shape {tuple(shape)}")
+            raise InputError("`--size` must be used with images.", got=f"samples of shape {tuple(shape)}")
         return Description(spec, outputs, tuple(shape), tuple(mean or ()), tuple(std or ()), size, self.positions)
 
 

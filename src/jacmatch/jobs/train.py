@@ -63,7 +63,7 @@ class Train(TrainingFields):
             named = [name for name in ("mean", "std", "size") if getattr(self, name) is not None]
             if named or self.tune != "all":
                 flags = ", ".join(f"`--{name}`" for name in named or ["tune"])
-                raise InputError(f"{flags} of `train` must come with --weights.")
+                raise InputError(f"{flags} of `train` must be used with --weights.")
             description = networks.Description.of(self.model, data)
             torch.manual_seed(self.seed)
             return description.build(), description

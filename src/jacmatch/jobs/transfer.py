@@ -301,13 +301,14 @@ class Transfer(TrainingFields):
         named = [name for name in ("teacher_size", "teacher_mean", "teacher_std") if getattr(self, name) is not None]
         if named and self.teacher_weights is None and not self.teacher.startswith(("onnx:", "hf:")):
             flags = ", ".join(f"`{flag(name)}`" for name in named)
-            raise InputError(f"{flags} of `transfer` must come with --teacher-weights.")
+            raise InputError(f"{flags} of `transfer` must be used with --teacher-weights.")
         for settings, used, needed in self._uses():
             given = [name for name in settings.split() if getattr(self, name) != getattr(Transfer, name)]
             if given and not used:
                 name = flag(given[0])
                 got = f"{name} {getattr(self, given[0])} and {' '.join(self.chosen)}"
-                raise InputError(f"`{name}` of `transfer` must come with {needed}.", got=got, do=f"Leave out {name}.")
+                rule = f"`{name}` of `transfer` must be used with {needed}."
+                raise InputError(rule, got=got, do=f"Leave out {name}.")
         if self.teacher.startswith("onnx:") and (rest := set(self.chosen) - {"labels", "mixup", "lwf"}):
             rule = "`--methods` of `transfer` must be labels, mixup or lwf for a teacher without gradients."
             do = "Add for example --methods labels lwf: an ONNX file has no features that a probe could use."
@@ -401,7 +402,7 @@ class Transfer(TrainingFields):
         if networks.is_run(self.teacher):
             of_run = Run.open(self.teacher, finished=False).settings.get("data")
             if of_run == self.data and networks.describe(Path(self.teacher)).outputs == data.outputs:
-                rule = "`--teacher` of `transfer` must have been trained on other classes than those of --data."
+                rule = "`--teacher` of `transfer` must have been trained on classes other than those of --data."
                 do = f"Use `jacmatch distill --data {self.data} --teacher {self.teacher}`."
                 raise InputError(rule, got=f"a run on {of_run}", do=do)
         weights = networks.Weights(self.teacher_weights, self.teacher_mean, self.teacher_std, self.teacher_size)

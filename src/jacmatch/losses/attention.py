@@ -64,7 +64,7 @@ def match_sizes(
         (torch.Size([1, 2, 2]), torch.Size([1, 2, 2]))
     """
     if student_map.ndim != 3 or teacher_map.ndim != 3 or len(student_map) != len(teacher_map):
-        rule = "`student_map` and `teacher_map` of `match_sizes` must have shape (batch, height, width), equal batches."
+        rule = "`student_map` and `teacher_map` of `match_sizes` must be (batch, height, width), of equal batch sizes."
         do = "Give the maps of the same samples."
         raise InputError(rule, got=f"{tuple(student_map.shape)} and {tuple(teacher_map.shape)}", do=do)
     size = (min(student_map.shape[1], teacher_map.shape[1]), min(student_map.shape[2], teacher_map.shape[2]))

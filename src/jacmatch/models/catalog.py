@@ -47,7 +47,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def is_code(spec: str) -> bool:
-    """Return whether `build` treats the text as a PACKAGE.MODULE:CALLABLE, which it imports and calls."""
+    """Return whether `build` treats the string as a PACKAGE.MODULE:CALLABLE, which it imports and calls."""
     family, colon, rest = spec.partition(":")
     drive = len(family) == 1 and rest[:1] in ("\\", "/")  # the path of a run folder on Windows
     return bool(colon) and not drive and family not in FAMILIES and all(map(str.isidentifier, family.split(".")))
@@ -255,7 +255,7 @@ def _from_callable(spec: str, outputs: int, shape: Shape, mean: Statistics, std:
         raise InputError(f"{rule}, and whose parameters can be read.", got=f"{error}") from error
     if others:
         got = f"required parameters {', '.join(sorted(others))}"
-        do = "A function of a batch can only be a teacher."
+        do = "A function that takes a batch can be used only as a teacher."
         raise InputError(f"{rule}, called with `outputs` or `classes`, `shape`, `mean`, `std`.", got=got, do=do)
     model = function(**{name: offered[name] for name in accepted})
     if not isinstance(model, nn.Module):

@@ -124,7 +124,7 @@ def _session(file: Path, rule: str) -> tuple[Any, Any]:
 
 
 def _layout(rule: str, sizes: list[int | None], shape: Shape, dtype: str) -> tuple[int | None, tuple[int, ...]]:
-    """The fixed batch size if there is one, and the order of the dimensions: NCHW as they are, or NHWC."""
+    """The fixed batch size if there is one, and the permutation of the dimensions: none for NCHW, or to NHWC."""
     if dtype not in _TYPES:
         raise InputError(f"{rule} that takes {', '.join(_TYPES)}.", got=dtype, do="Export it with float32 inputs.")
 

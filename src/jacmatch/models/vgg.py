@@ -26,7 +26,7 @@ class VGG(RawInputs):
 
     Args:
         layout: Channel counts and M, joined by hyphens.
-        outputs, shape, mean, std: As in `RawInputs`; no 3×3 convolution may meet a single pixel.
+        outputs, shape, mean, std: As in `RawInputs`; no 3×3 convolution may get a single pixel.
 
     References:
         Srinivas & Fleuret 2018, arXiv:1803.00443; layouts from the workshop precursor "Local Affine Approximators"

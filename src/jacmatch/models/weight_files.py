@@ -73,7 +73,7 @@ def conversion(source: Path) -> str:
 
 
 def _command(code: str, source: Path, suffix: str) -> str:
-    """A command line that runs this code with the file, and the one to write, as arguments."""
+    """A command line that runs this code; its arguments are the file to read and the file to write."""
     return f'python -c "{code}" {shlex.quote(str(source))} {shlex.quote(str(source.with_suffix(suffix)))}'
 
 

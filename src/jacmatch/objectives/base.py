@@ -480,7 +480,7 @@ class Objective(nn.Module):
         return Batch(moved, y, partners, partner_labels, share, ids, draw, arguments)
 
     def _first(self, call: Call, samples: int) -> tuple[int, dict[str, int]]:
-        """Return how many samples of this process have derivatives, and over how many of the batch a term averages."""
+        """Return how many samples of this process have derivatives, and how many of the whole batch a term averages."""
         if not call.factor > 0:
             return 0, {}
         fraction = self.differentiation.fraction

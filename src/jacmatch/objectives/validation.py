@@ -140,7 +140,7 @@ def one_pixel(readouts: tuple[Readout, ...]) -> None:
     """Reject attention maps of different `size`: their pixels do not correspond."""
     pair = [readout for readout in readouts if isinstance(readout, AttentionPixel)]
     if len(pair) == 2 and pair[0].size != pair[1].size:
-        rule = "Both `AttentionPixel` in `readout` of `Distillation` must have one `size`."
+        rule = "Both `AttentionPixel` in `readout` of `Distillation` must have the same `size`."
         raise InputError(rule, got=f"{pair[0].size} and {pair[1].size}", do="AttentionPixel(layer, size=4) for both.")
 
 
@@ -160,7 +160,7 @@ class SameMap:
         """Return the values of the readout."""
         size = features[self.readout.layer].shape[2:]
         if self.readout.size is None and size != self.size:
-            rule = "Without a `size` of `AttentionPixel`, student and teacher must have attention maps of one size."
+            rule = "Without a `size` of `AttentionPixel`, student and teacher need attention maps of the same size."
             do = "AttentionPixel(layer, size=4) pools both."
             raise InputError(rule, got=f"{tuple(size)} and {tuple(self.size)}", do=do)
         return self.readout(outputs, features, context)

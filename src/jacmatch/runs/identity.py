@@ -2,7 +2,7 @@
 
 A run folder stores them in `inputs.json`, by part (`data`, `teacher`, …) and name. They are compared when the run is
 resumed, and a run inside the run stores a digest of them, so that no table mixes two experiments. A fingerprint is a
-text, most often a SHA-256, which must be equal; or a `probe`, numbers that must agree up to rounding.
+string, most often a SHA-256, which must be equal; or a `probe`, numbers that must agree up to rounding.
 """
 
 import ast
@@ -155,9 +155,9 @@ def _origin_on_path(name: str) -> str | None:
 
 
 def source_of(given: object, depth: int = 3) -> str:
-    """Return a text that identifies a function or class by its own source; empty for installed code.
+    """Return a string that identifies a function or class by its own source; empty for installed code.
 
-    For a function it includes default values and the numbers, texts and functions in its closure, `depth` levels deep;
+    For a function it includes default values and numbers, strings and functions in its closure, `depth` levels deep;
     for a class the user's base classes. Without source, as at a prompt, the compiled code is used.
     """
     if isinstance(given, type):

@@ -120,7 +120,7 @@ class Training:
             rule = "`milestones` of `Training` must be ascending shares of the steps, each in (0, 1)."
             raise InputError(rule, got=self.milestones, do="Use for example (0.5, 0.75).")
         if self.cuda_graphs and not self.compile:
-            raise InputError("`cuda_graphs` of `Training` must come with `compile`.", do="Set compile=True as well.")
+            raise InputError("`cuda_graphs` of `Training` must be used with `compile`.", do="Set compile=True as well.")
         names = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "augment": AUGMENTATIONS}
         for setting, known in {**names, "on_not_finite": ("stop", "skip"), "logger": LOGGERS}.items():
             given = getattr(self, setting)
