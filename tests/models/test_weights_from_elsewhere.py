@@ -199,7 +199,7 @@ def test_damaged_checkpoints_are_refused(tmp_path):
         refused(path, "must be (a complete torch checkpoint|a file of weights)")
     offset = content.index(trained().conv.weight.detach().numpy().tobytes())
     path.write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
-    refused(path, "Got a part with another checksum than it was written with. Copy it again")
+    refused(path, "Got a part whose checksum differs from the stored one. Copy it again")
 
 
 def test_bombs_are_refused(tmp_path):

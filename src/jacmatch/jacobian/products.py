@@ -228,7 +228,7 @@ def _rows(function: Function, x: Tensor, chunk_size: int | None) -> tuple[Tensor
 
 
 def _verified(known: Known | None, function: Function, x: Tensor, result: Products, reason: str) -> Products:
-    """Return vᵀJ after a check of the branch that this call took, if it is another one than before."""
+    """Return vᵀJ after a check of the branch that this call took, if it differs from the last one."""
     if known and not known.holds(function, x, "vjp", 1, result):
         reason = known.recheck(partial(check_vjp, known, function, x))
     return undifferentiable(result, reason)

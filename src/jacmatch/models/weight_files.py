@@ -258,7 +258,7 @@ def _check_archive(source: Path, size: int) -> None:
         large = sum(part.file_size for part in parts.infolist()) > size
         damaged = None if large else parts.testzip()
     if damaged is not None:
-        raise InputError(rule, got="a part with another checksum than it was written with", do="Copy it again.")
+        raise InputError(rule, got="a part whose checksum differs from the stored one", do="Copy it again.")
     programs = {
         "/constants.pkl": ("a TorchScript archive", "torch.jit.load(a, map_location='cpu').state_dict()"),
         "/archive_format": ("an exported program", "torch.export.load(a).state_dict"),

@@ -302,7 +302,7 @@ def load_weights(
     Files of other libraries can be read. Prefixes of wrappers and training scripts (`module.`, `_orig_mod.`, `model.`,
     `ema_model.` …) are ignored, tied weights may be stored once, and counters of BatchNorm may be missing. If names
     differ, layers are matched by structure if the match is unique (`by_structure`), with a warning. Weights of other
-    libraries do not contain `mean` and `std`, so both must be given: with other preprocessing than in its training, a
+    libraries do not contain `mean` and `std`, so both must be given: with preprocessing that differs from training, a
     network loses tens of points of accuracy without an error.
 
     Args:

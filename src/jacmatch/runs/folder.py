@@ -67,7 +67,7 @@ def threads() -> int | None:
 
 
 def warn_of_changes(before: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Warn in one line if a run is resumed in another environment than it was started in."""
+    """Warn in one line if a run is resumed in an environment that differs from that of its start."""
     names = [name for name in _DECIDING if name in before and before[name] != here.get(name)]
     if names:
         there, now = (", ".join(f"{name} {given.get(name)}" for name in names) for given in (before, here))

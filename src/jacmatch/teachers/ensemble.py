@@ -209,7 +209,7 @@ class MemoizedTeacher:
         return answer
 
     def _is_repeatable(self, question: Question) -> bool:
-        """Return whether the directions are none, or those of a rule; on the input side by their draw."""
+        """Return whether there are no directions, or a rule determines them; on the input side also their draw."""
         if question.tangents is not None:
             return self.draws and question.rule is not None
         return question.cotangents is None or question.rule is not None

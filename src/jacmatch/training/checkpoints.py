@@ -196,7 +196,7 @@ def _check_memory(state: State, known: list[set[str]]) -> None:
             raise ValueError(f"{sorted(tensors)} of a parameter, not {sorted(names)}")
         shapes = {tuple(value.shape) for name, value in tensors.items() if name != "step"}
         if not state.settings.shard and shapes - {tuple(parameter.shape)}:
-            raise ValueError("averages of another shape than the parameter's")
+            raise ValueError("averages whose shape differs from the parameter's")
 
 
 def check_finite(module: nn.Module, do: str) -> None:

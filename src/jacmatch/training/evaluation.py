@@ -178,7 +178,7 @@ def calibration(
             gaps.index_add_(0, (sure.nan_to_num() * bins).ceil().long().clamp(1, bins) - 1, right - sure)
     if not finite:
         rule = "The network given to `calibration` must have finite outputs."
-        raise InputError(rule, got="nan or inf", do="Train it again with a lower rate (`lr`).")
+        raise InputError(rule, got="nan or inf", do="Train it again with a lower learning rate (`lr`).")
     return gaps.abs().sum().item() / len(split)
 
 

@@ -59,7 +59,7 @@ _SIZES: dict[str, dict[str, int]] = {
 }
 """Targets; animations, and frames of each of their parts; steps of inverse kinematics, and those for a frame."""
 _HIDDEN = {"hidden": (96, 96, 96), "activation": "silu"}
-"""The best of four networks that were compared with another seed than those of the tables."""
+"""The best of four networks that were compared with a seed that differs from those of the tables."""
 _OF_ADAM = {"hidden": (128, 128), "activation": "silu", "probes": 2, "batch_size": 64, "lr": 0.02, "weight": 2.0}
 """The best of the values that were compared with this seed."""
 _TEST, _TEST_SEED = 2000, 2**20

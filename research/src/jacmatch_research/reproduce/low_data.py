@@ -64,7 +64,7 @@ DIRECTIONS: dict[str, Settings] = {
 """Rows and white noise against directions in which images differ, and rows of a smoothed Jacobian."""
 CANDIDATES: dict[str, Settings] = {**FREE, **DERIVATIVES}
 _FINAL = ("labels", "outputs, KL", "mixed: outputs, squared", "mixed: outputs, KL", "mixed: KL + row")
-_GRID_SEED = 100  # the grid has other seeds than the table whose recipes it selects
+_GRID_SEED = 100  # the seeds of the grid differ from those of the table whose recipes it selects
 _BUDGET = {"smoke": 20, "cpu": 800, "paper": 4000}  # steps of plain distillation
 _SEEDS = {"smoke": 1, "cpu": 5, "paper": 10}
 

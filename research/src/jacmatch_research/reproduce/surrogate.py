@@ -38,7 +38,7 @@ SAMPLINGS = {name: {"sampling": name} for name in ("box", "latin-hypercube", "ac
 _DEFAULT = {"model": "auto", "solver": "lbfgs", "activation": "auto", "sampling": "sobol", "weight": 1.0}
 SAMPLES = {"smoke": (12,), "cpu": (32, 64, 128, 256)}
 BESIDE = {"smoke": (12,), "cpu": (64,)}
-"""Numbers of points at which other settings than the default are measured."""
+"""Numbers of points at which settings other than the default are measured."""
 _STEPS = {"smoke": 5, "cpu": 1000}
 _TEST, _TEST_SEED = 1000, 2**20
 
