@@ -162,7 +162,10 @@ def _likelihood(parameters: ndarray, observed: _Observed) -> tuple[float, ndarra
     rows = 1 + d if with_partials else 1
     spread, full = flat.reshape(rows, n, rows, n), full.reshape(rows, n, rows, n)
     total = np.einsum("pnqm,pnqm->nm", spread, full)
-    for i in range(d):
+    if not with_partials:  # without a loop over the inputs, of which there can be thousands
+        gradient[:d] = 0.5 * np.tensordot(factors.u**2 * factors.share, total)
+        gradient[d:-2] = 0.5 * (np.tensordot(1 - factors.share, total) - constants / (1 + constants) * total.sum())
+    for i in range(d) if with_partials else ():
         u, rho, g = factors.u[i], factors.share[i], factors.first[i]
         rest, square = rho * (1 - rho), factors.u[i] ** 2
         # of the logarithm of the factor and of its first and second derivative: by the length scale, by the constant
@@ -170,14 +173,11 @@ def _likelihood(parameters: ndarray, observed: _Observed) -> tuple[float, ndarra
             (square * rho, u * (rho - rest * square), 2 * square * rho + (1 - square) * rest * square),
             (1 - rho - constants[i] / (1 + constants[i]), u * rest, (square - 1) * rest),
         )
-        if with_partials:
-            own = spread[1 + i]
-            mixed = own[:, 0] - np.einsum("jnm,njm->nm", factors.first, own[:, 1:]) + g * own[:, 1 + i]
+        own = spread[1 + i]
+        mixed = own[:, 0] - np.einsum("jnm,njm->nm", factors.first, own[:, 1:]) + g * own[:, 1 + i]
         for which, (log, first, second) in enumerate(changes):
-            change = float((total * log).sum())
-            if with_partials:
-                change += float((factors.k * (2 * first * mixed + second * own[:, 1 + i])).sum())
-            gradient[which * d + i] = 0.5 * change
+            change = float((factors.k * (2 * first * mixed + second * own[:, 1 + i])).sum())
+            gradient[which * d + i] = 0.5 * (float((total * log).sum()) + change)
         gradient[i] += float((share * (z * alpha)[axis == 1 + i]).sum()) - outputs * counts[i]
     diagonal = np.diag(weights)
     gradient[2 * d] = 0.5 * noise[0] * diagonal[axis == 0].sum()
