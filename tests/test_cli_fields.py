@@ -40,15 +40,15 @@ class Sample:
 
 def test_every_type_of_field():
     words = ["w", "--count", "2", "--share", "3", "--folder", "p", "--kind", "two", "--both", "--sizes", "4", "5"]
-    job, options = flags.read("jacmatch sample", Sample, [*words, "--limits", "-1", "2e0", "--json"], {})
-    assert job == Sample("w", 2, 3.0, Path("p"), "two", True, (4, 5), (-1.0, 2.0))
+    fields, options = flags.parse("jacmatch sample", Sample, [*words, "--limits", "-1", "2e0", "--json"], {})
+    assert Sample(**fields) == Sample("w", 2, 3.0, Path("p"), "two", True, (4, 5), (-1.0, 2.0))
     assert (options.json, options.traceback, options.config) == (True, False, None)
 
 
 def test_a_config_is_what_holds_without_flags():
     given = {"word": "w", "count": 2, "share": 0.5, "both": True, "sizes": (4, 5)}
-    job, _ = flags.read("jacmatch sample", Sample, ["--no-both", "--share", "None"], given)
-    assert job == Sample("w", 2, None, both=False, sizes=(4, 5))
+    fields, _ = flags.parse("jacmatch sample", Sample, ["--no-both", "--share", "None"], given)
+    assert Sample(**fields) == Sample("w", 2, None, both=False, sizes=(4, 5))
 
 
 @pytest.mark.parametrize(

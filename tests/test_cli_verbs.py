@@ -89,7 +89,7 @@ def test_the_help_of_a_verb_ends_with_two_examples_that_can_be_parsed(verb, caps
     for example in examples:
         program, name, *words = shlex.split(example)
         assert (program, name) == ("jacmatch", verb)
-        flags.read(f"jacmatch {verb}", VERBS[verb].load(), words, {})
+        flags.parse(f"jacmatch {verb}", VERBS[verb].load(), words, {})
 
 
 # A new verb -------------------------------------------------------------------------------------------------------

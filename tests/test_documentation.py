@@ -173,7 +173,7 @@ def understood(words: list[str]) -> None:
     verb, *rest = words
     if rest not in (["--help"], ["--help-all"]):
         job = verbs()[verb].load()
-        flags.read(f"jacmatch {verb}", job, rest, {})
+        flags.parse(f"jacmatch {verb}", job, rest, {})
 
 
 def test_the_readme_begins_with_what_a_reader_needs():

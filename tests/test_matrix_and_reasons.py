@@ -55,7 +55,7 @@ def test_there_are_fifteen_reasons():
 @pytest.mark.parametrize(("number", "command"), REASONS)
 def test_the_command_of_a_reason_can_be_parsed(number, command):
     verb, *words = shlex.split(command)
-    flags.read("jacmatch", verbs()[verb].load(), words, {})
+    flags.parse("jacmatch", verbs()[verb].load(), words, {})
 
 
 @pytest.mark.ci

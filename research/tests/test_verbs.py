@@ -35,7 +35,7 @@ def test_help_shows_the_options_that_matter_and_ends_with_two_examples(verb, cap
     for example in examples:
         program, name, *words = example.split()
         assert (program, name) == ("jacmatch", verb)
-        flags.read(f"jacmatch {verb}", job, words, {})
+        flags.parse(f"jacmatch {verb}", job, words, {})
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -61,6 +61,17 @@ def _present(module: str, name: str) -> Any:
     return getattr(importlib.import_module(owner), new)
 
 
+def former(owner: str, old: str, new: str) -> Any:
+    """Return the property of a class for the former name of an attribute."""
+
+    def value(instance: Any) -> Any:
+        message = f"`{owner}.{old}` is now `{owner}.{new}`; the old name will be removed in the next release."
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return getattr(instance, new)
+
+    return property(value, doc=f"The former name of `{new}`.")
+
+
 class _Former(MetaPathFinder, Loader):
     """Import hook for former modules: each is empty and looks up its names in the current module."""
 

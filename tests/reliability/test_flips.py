@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jacmatch.cli import VERBS, main
-from jacmatch.cli.flags import read
+from jacmatch.cli.flags import parse
 from jacmatch.errors import InputError
 from jacmatch.jobs.cache import opened, queries_of
 from jacmatch.jobs.networks import load_student
@@ -83,7 +83,8 @@ def answers_of(source, cache):
 @pytest.mark.parametrize("cut", [False, True])
 def test_caches(made, tmp_path, cut, monkeypatch):
     monkeypatch.chdir(made)
-    job, _ = read("jacmatch distill", VERBS["distill"].load(), shlex.split(TAUGHT), {})
+    kind = VERBS["distill"].load()
+    job = kind(**parse("jacmatch distill", kind, shlex.split(TAUGHT), {})[0])
     data = load_data(job.data, job.seed, job.smoke)
     source = queries_of(job, data, load_student("taught"), 0)
     cache = tmp_path / "answers"

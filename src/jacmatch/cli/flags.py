@@ -331,12 +331,6 @@ def given(job: type[Any], words: Sequence[str]) -> set[str]:
     return {flag.name for flag in flags(job) if given & set(flag.words)}
 
 
-def read(program: str, job: type[Any], words: Sequence[str], config: Mapping[str, Any]) -> tuple[Any, Options]:
-    """Return the job that a command line describes, and the options around it; arguments as in `parse`."""
-    fields, options = parse(program, job, words, config)
-    return job(**fields), options
-
-
 def parse(
     program: str, job: type[Any], words: Sequence[str], config: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Options]:

@@ -44,9 +44,8 @@ def existing_file(text: str, source: str) -> Path:
 
 
 def _existing(text: str, source: str, word: str, kind: str, example: str, is_kind: Callable[[Path], bool]) -> Path:
-    rule = (
-        f"`{'--teacher' if source in ('csv', 'parquet') else '--data'} {source}:{word}` must name an existing {kind}."
-    )
+    flag = "--teacher" if source in ("csv", "parquet") else "--data"
+    rule = f"`{flag} {source}:{word}` must name an existing {kind}."
     if not text:
         raise InputError(rule, got=f"no {kind}", do=f"Write for example {source}:{example}.")
     path = user_path(text)

@@ -261,9 +261,8 @@ def run(
 
 
 def _with_buffers(module: Module, x: Tensor, buffers: dict[str, Tensor], arguments: Arguments | None) -> Any:
-    if torch.compiler.is_compiling() and isinstance(
-        module, nn.Module
-    ):  # traceable by the compiler; ties by name would write a shared layer twice
+    # traceable by the compiler; ties by name would write a shared layer twice
+    if torch.compiler.is_compiling() and isinstance(module, nn.Module):
         inputs = ((x,), None) if arguments is None else arguments.split(x)
         return functional_call(module, buffers, *inputs, tie_weights=False)
     with replaced_buffers(module, buffers):

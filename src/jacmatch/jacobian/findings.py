@@ -1,6 +1,5 @@
 """All findings (a code, a description and a remedy), and the verdict on one engine (its state and findings)."""
 
-import warnings
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from jacmatch.errors import UnsupportedError
+from jacmatch.former_names import former
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,7 @@ class Finding:
     what: str
     remedy: str
 
-    @property
-    def way_out(self) -> str:
-        """The former name of `remedy`."""
-        warnings.warn("`Finding.way_out` is now `Finding.remedy`.", DeprecationWarning, stacklevel=2)
-        return self.remedy
+    way_out = former("Finding", "way_out", "remedy")
 
     def __str__(self) -> str:
         return f"[{self.code}] {self.what} Remedy: {self.remedy}"

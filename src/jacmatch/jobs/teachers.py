@@ -120,9 +120,8 @@ def _locked(folder: Path, progress: Progress) -> Iterator[None]:
     """Lock a folder for this job within the block."""
     with disk(folder, what="folder of cached teachers", flag="JACMATCH_CACHE"):
         folder.mkdir(parents=True, exist_ok=True)
-    lock = hold(
-        folder, wait=partial(progress.message, f"Another process trains the teacher in {folder}: waiting for it.")
-    )
+    text = f"Another process trains the teacher in {folder}: waiting for it."
+    lock = hold(folder, wait=partial(progress.message, text))
     try:
         yield
     finally:

@@ -418,11 +418,8 @@ def _one_of(source: Path, fits: list[Fit], caller: str) -> Fit:
         raise InputError(rule, got=few(names, 8), do=f"Give for example key={names[0]}.")
     others = [repr(fit.key) for fit in fits if fit is not plain[0]]
     if others:
-        warnings.warn(
-            f"`{source}` has several sets of weights: {plain[0].key!r} is taken, not {few(others)}. "
-            f"`key` of `{caller}` chooses another.",
-            stacklevel=4,
-        )
+        text = f"`{source}` has several sets of weights: {plain[0].key!r} is taken, not {few(others)}."
+        warnings.warn(f"{text} `key` of `{caller}` chooses another.", stacklevel=4)
     return plain[0]
 
 

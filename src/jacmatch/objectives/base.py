@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from jacmatch.errors import ClassDimensionError, InputError, UnsupportedError
+from jacmatch.former_names import former
 from jacmatch.jacobian import Arguments, Engine, Inputs, Nodes, Readout, TokenSubstitutions, run
 from jacmatch.jacobian.callables import buffers_in_training, copies_of, replaced_buffers, write_buffers
 from jacmatch.jacobian.engines import connected
@@ -172,12 +173,7 @@ class Objective(nn.Module):
         """The network that is run: the student; with both heads if the student is its first head (`FirstOutputs`)."""
         return self.student.network if isinstance(self.student, FirstOutputs) else self.student
 
-    @property
-    def balance(self) -> LossWeights:
-        """The former name of `loss_weights`."""
-        message = "`objective.balance` is now `objective.loss_weights`; it will be removed in the next release."
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
-        return self.loss_weights
+    balance = former("objective", "balance", "loss_weights")
 
     @property
     def derivative_terms(self) -> tuple[str, ...]:

@@ -73,9 +73,8 @@ def warn_of_changes(before: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         there, now = (", ".join(f"{name} {given.get(name)}" for name in names) for given in (before, here))
         message = f"The run was started with {there}, and is resumed with {now}."
         message = f"{message} The result equals that of an uninterrupted run up to rounding, not bit for bit."
-        warnings.warn_explicit(
-            message, UserWarning, "jacmatch", 0, registry=_WARNED
-        )  # one line, once, and no source line
+        # one line, once, and no source line
+        warnings.warn_explicit(message, UserWarning, "jacmatch", 0, registry=_WARNED)
 
 
 def commit(file: Path) -> str | None:

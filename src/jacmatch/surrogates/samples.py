@@ -121,8 +121,7 @@ def standardize(
     The error of a projection is divided by its unit ‖u t‖/‖u‖, for units t of the outputs.
     """
     n, k, d = len(x), y.shape[1], x.shape[1]
-    weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-    weight = _weights("sample_weight", weight, (n,))
+    weight = _weights("sample_weight", 1.0 if sample_weight is None else sample_weight, (n,))
     some = weight > 0
     scaler = Scaler(
         np.average(x, axis=0, weights=weight),

@@ -1,6 +1,5 @@
 """Teachers made of other teachers: the mean of several, and one whose answers are stored in memory."""
 
-import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from jacmatch.errors import InputError, UnsupportedError
+from jacmatch.former_names import former
 from jacmatch.jacobian import Arguments, Logits, finite_differences
 from jacmatch.teachers.base import (
     Answer,
@@ -161,17 +161,8 @@ class MemoizedTeacher:
         self._memory: dict[Hashable, dict[int, _Entry]] = {}
         self._versions: list[int] = []
 
-    @property
-    def asked(self) -> int:
-        """Former name of `queried`."""
-        warnings.warn("`MemoizedTeacher.asked` is now `queried`.", DeprecationWarning, stacklevel=2)
-        return self.queried
-
-    @property
-    def remembered(self) -> int:
-        """Former name of `memoized`."""
-        warnings.warn("`MemoizedTeacher.remembered` is now `memoized`.", DeprecationWarning, stacklevel=2)
-        return self.memoized
+    asked = former("MemoizedTeacher", "asked", "queried")
+    remembered = former("MemoizedTeacher", "remembered", "memoized")
 
     @property
     def answers_vjp(self) -> bool:

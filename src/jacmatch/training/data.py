@@ -160,13 +160,10 @@ def _crop(
     return padded[sample, channel, rows, columns]
 
 
-def _flip(
-    x: Float[Tensor, "batch channel height width"], u: Float[Tensor, "batch 3"]
-) -> Float[Tensor, "batch channel height width"]:
-    return torch.where((u[:, 2] < 0.5)[:, None, None, None], x.flip(3), x)
-
-
-AUGMENTATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"crop": _crop, "flip": _flip}
+AUGMENTATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "crop": _crop,
+    "flip": lambda x, u: torch.where((u[:, 2] < 0.5)[:, None, None, None], x.flip(3), x),
+}
 """Augmentations of `augment` by name; each maps images and uniform numbers (batch, 3) to images."""
 
 
