@@ -2,7 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -120,3 +123,16 @@ def test_a_smoke_run_says_that_its_numbers_mean_nothing(as_users_run, capsys):
         assert json.load(file)["settings"]["smoke"] is True
     assert main(["train", "--config", "run", "--no-smoke", "--steps", "2", "--out", "full"]) == 0
     assert not re.search("smoke|mean nothing", "".join(capsys.readouterr()), re.IGNORECASE)
+
+
+# Warnings ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_warning_is_one_line_without_the_code_that_gives_it():
+    x, y = np.random.default_rng(0).random((40, 3)), np.arange(40) % 2
+    np.savez("d.npz", x_train=x[:30], y_train=y[:30], x_test=x[:10], y_test=y[:10])
+    command = [sys.executable, "-m", "jacmatch", "train", "--smoke", "--data", "npz:d.npz", "--model", "mlp:2"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
+    text = "10 of the 10 test inputs of npz:d.npz are training inputs too: they measure no generalization."
+    assert [line for line in lines if "test inputs" in line] == [f"jacmatch train: warning: {text}"]
+    assert not [line for line in lines if "load(" in line]

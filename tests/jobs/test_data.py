@@ -12,7 +12,7 @@ from jacmatch import datasets
 from jacmatch.cli import main
 from jacmatch.errors import InputError
 from jacmatch.jobs import Compare, Doctor, Evaluate, Surrogate, Train, Transfer
-from jacmatch.jobs.settings import data_for, data_of_run, load
+from jacmatch.jobs.settings import data_for, data_of_run, load, without_labels
 from jacmatch.jobs.study import Progress
 
 QUICK = {"steps": 2, "batch_size": 8, "validation": 0.0, "doctor": False}
@@ -57,6 +57,18 @@ def test_test_inputs_among_the_training_inputs_or_of_another_scale_are_a_warning
         np.savez("d.npz", **{**stored, "x_test": changed})
         with pytest.warns(UserWarning, match=text):
             load("npz:d.npz", 0, False)
+
+
+def test_only_jobs_that_measure_generalization_warn_of_shared_inputs(recwarn):
+    arrays()
+    train()
+    stored = dict(np.load("d.npz"))
+    np.savez("shared.npz", **{**stored, "x_test": stored["x_train"][:10]})
+    for verb, expected in (("doctor", 0), ("export", 0), ("compare", 0), ("evaluate", 1)):
+        data_for(verb, ("run", "run"), "npz:shared.npz", seed=0, smoke=False, allow_code=False)
+        assert len(recwarn) == expected, verb
+    without_labels("npz:shared.npz", 0)
+    assert len(recwarn) == 1
 
 
 @pytest.mark.ci

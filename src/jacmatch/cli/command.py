@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     job = _Job(f"jacmatch {verb}" if verb in verbs() else "jacmatch", "--traceback" in words)
     try:
-        with _terminated_as_interrupted():
+        with _as_program(job.program):
             return job.run(verb, words[1:])
     except KeyboardInterrupt:
         return job.say(f"interrupted. {job.clean_up()}", 130)
@@ -144,8 +145,19 @@ def _open_streams() -> None:
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM, which cluster schedulers send, like Ctrl-C within the block."""
+def _as_program(name: str) -> Iterator[None]:
+    """Treat SIGTERM, which cluster schedulers send, like Ctrl-C within the block.
+
+    Warnings of jacmatch are printed by one process, in one line without the code that gives them.
+    """
+    usual = warnings.formatwarning
+
+    def short(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+        if filename != "jacmatch" and _OURS not in Path(filename).parents:
+            return usual(message, category, filename, lineno, line)
+        return f"{name}: warning: {message}\n" if os.environ.get("RANK", "0") == "0" else ""
+
+    warnings.formatwarning = short
     default = threading.current_thread() is threading.main_thread()
     default = default and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if default:
@@ -153,6 +165,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
     try:
         yield
     finally:
+        warnings.formatwarning = usual
         if default:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -272,7 +272,7 @@ class Cache(TeachingFields):
         if not self.shard_megabytes > 0:
             raise InputError("`--shard-megabytes` of `cache` must be above 0.", got=self.shard_megabytes)
         self.check_teaching()
-        (rank, size), data = rank_and_size(), load(self.data, self.seed, self.smoke)
+        (rank, size), data = rank_and_size(), load(self.data, self.seed, self.smoke, tests=False)
         with Claims(self.root).alone():  # one process trains the teacher, the others wait for it
             sources = self._sources(data, progress)
             heads = []

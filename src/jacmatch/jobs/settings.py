@@ -31,12 +31,15 @@ _LEVELS = 4  # a network of surrogate lies three folders below its run
 _DO = "Name the data: --data."
 
 
-def load(spec: str, seed: int, smoke: bool, *, positions: bool = False) -> Data:
-    """Load a data set; in a smoke run with few test samples. Per-position labels need a job that allows them."""
+def load(spec: str, seed: int, smoke: bool, *, positions: bool = False, tests: bool = True) -> Data:
+    """Load a data set; in a smoke run with few test samples. Per-position labels need a job that allows them.
+
+    `tests` says whether the job measures generalization, for which training inputs must not be test inputs.
+    """
     if not 0 <= seed < 2**63:
         raise InputError("`--seed` must be at least 0 and below 2⁶³.", got=seed)
     data = datasets.load(spec, seed)
-    _compare_parts(data.train.x, data.test.x, data.name)
+    _compare_parts(data.train.x, data.test.x, data.name, tests)
     if data.positions and not positions:
         rule = "`--data` of this job must have one label for each sample."
         do = "Per-position labels are for train, distill, evaluate, compare, doctor and export."
@@ -44,14 +47,16 @@ def load(spec: str, seed: int, smoke: bool, *, positions: bool = False) -> Data:
     return replace(data, test=some(data, data.test, SMOKE_TEST)) if smoke else data
 
 
-def _compare_parts(train: Any, test: Any, name: str) -> None:
-    """Warn if test inputs are training inputs too, or have another scale; not for images on disk."""
+def _compare_parts(train: Any, test: Any, name: str, shared_too: bool) -> None:
+    """Warn if test inputs have another scale, or are training inputs too; not for images on disk."""
     if not (isinstance(train, Tensor) and isinstance(test, Tensor)):
         return
     sizes = [float(torch.linalg.vector_norm(x)) / x.numel() ** 0.5 for x in (train, test) if x.is_floating_point()]
     if sizes and max(sizes) > _SCALES * min(sizes):
         text = f"the training inputs of {name} have the root mean square {sizes[0]:.3g}, the test inputs"
         warnings.warn(f"{text} {sizes[1]:.3g}: they must have the same scale.", stacklevel=3)
+    if not shared_too:
+        return
     known = {hash(row.tobytes()) for row in train.numpy()}
     if (shared := sum(hash(row.tobytes()) in known for row in test.numpy())) > _SHARED * len(test):
         text = f"{shared:,} of the {len(test):,} test inputs of {name} are training inputs too"
@@ -64,7 +69,7 @@ def without_labels(spec: str, seed: int) -> Data:
     if name == "npz":
         x: Any = npz_arrays(argument, ("x_train",), REQUIRED + OPTIONAL)["x_train"]
     elif name != "folder" or (x := folders.images(argument)) is None:
-        return load(spec, seed, False)
+        return load(spec, seed, False, tests=False)
     parts = {"x_train": x, "x_test": (x := np.atleast_1d(x))[:1]}
     return from_arrays(spec, parts | {"y_train": np.full((len(x), 1), 0.5), "y_test": np.full((len(x[:1]), 1), 0.5)})
 
@@ -111,11 +116,11 @@ def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int,
 
     Data of a run keep the split of that run for any seed, because its network may have been trained on other samples.
     """
-    runs = [Path(spec) for spec in models if networks.is_run(spec)]
+    runs, tests = [Path(spec) for spec in models if networks.is_run(spec)], verb == "evaluate"
     if data is not None:
         own = [run for run in map(_whole, runs) if run.settings.get("data") == data]
-        return load(data, _number(own[0], "seed") if own else seed, smoke, positions=True)
-    candidates = [data_of_run(folder, allow_code=allow_code) for folder in runs]
+        return load(data, _number(own[0], "seed") if own else seed, smoke, positions=True, tests=tests)
+    candidates = [data_of_run(folder, allow_code=allow_code, tests=tests) for folder in runs]
     if not candidates:
         return load("digits", seed, smoke)
     tests = [{f"{name}_test": digest for name, digest in each.test.digests.items()} for each in candidates]
@@ -126,7 +131,7 @@ def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int,
     return replace(first, test=some(first, first.test, SMOKE_TEST)) if smoke else first
 
 
-def data_of_run(folder: Path, *, allow_code: bool = False) -> Data:
+def data_of_run(folder: Path, *, allow_code: bool = False, tests: bool = False) -> Data:
     """Return the data of a run, or of a network inside a run."""
     run = _whole(folder)
     spec = run.settings.get("teacher" if run.job == "surrogate" else "data")
@@ -137,7 +142,7 @@ def data_of_run(folder: Path, *, allow_code: bool = False) -> Data:
         do = "If you trust it, add --allow-code, or name other data: --data."
         raise InputError(f"The data of the run in {folder} are made by code outside the package.", got=spec, do=do)
     try:
-        candidates = _candidates(run, spec)
+        candidates = _candidates(run, spec, tests)
     except (InputError, UnsupportedError) as error:
         raise InputError(rule, got=f"'{spec}': {error}", do=_DO) from error
     there = run.inputs.get("data")
@@ -150,7 +155,7 @@ def data_of_run(folder: Path, *, allow_code: bool = False) -> Data:
     raise InputError(rule, got=f"changes in {differences[0]}", do=do)
 
 
-def _candidates(run: Run, spec: str) -> list[Data]:
+def _candidates(run: Run, spec: str, tests: bool) -> list[Data]:
     """Return the data sets that the run may have used."""
     if run.job == "surrogate":
         from jacmatch.jobs.surrogate.fields import SurrogateFields  # imports scikit-learn
@@ -161,7 +166,7 @@ def _candidates(run: Run, spec: str) -> list[Data]:
             return [_points(run)]
         x_columns, y_columns = (tuple(run.settings.get(name) or ()) for name in ("x_columns", "y_columns"))
         return [arrays_of(SurrogateFields(teacher=spec, seed=seed, x_columns=x_columns, y_columns=y_columns)).data]
-    data = load(spec, _number(run, "seed"), bool(run.settings.get("smoke")), positions=True)
+    data = load(spec, _number(run, "seed"), bool(run.settings.get("smoke")), positions=True, tests=tests)
     if run.job != "transfer" or data.classes is None:
         return [data]
     source = _number(run, "source_classes") or data.outputs // 2  # a teacher that was trained first has had these
