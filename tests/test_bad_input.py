@@ -292,7 +292,10 @@ CASES = {
         r"`--data users_own:raises` must .* Got RuntimeError: the disk is on fire\. Call it in Python.*",
     ),
     "callable gives no data": ("train --data users_own:wrong_thing", r"must return a Data, .* Got list\."),
-    "unknown model": (TRAIN + " --model vgg-4", r"must be a known name\. Got 'vgg-4'\. Nearest: vgg4.*"),
+    "unknown model": (
+        TRAIN + " --model vgg-4",
+        r"Got 'vgg-4'\. Nearest: vgg4.*RUN_FOLDER \(evaluate.*",
+    ),
     "unknown student": (DISTILL + " --student resnet2", r"Got 'resnet2'\. Nearest: resnet.*"),
     "layout of nothing": (TRAIN + " --model mlp:big", r"`mlp:LAYOUT` must be widths.* Got 'big'\. Two layers .*"),
     "model too deep for the image": (

@@ -81,7 +81,7 @@ def build(spec: str, outputs: int, shape: Shape, mean: Statistics = None, std: S
     family, colon, rest = spec.partition(":")
     if not colon:
         if spec not in CATALOG:
-            raise unknown_name("A model", spec, [*CATALOG, *FORMS])
+            raise unknown_name("A model", spec, [*CATALOG, *FORMS, "RUN_FOLDER (evaluate, compare, doctor, --teacher)"])
         return CATALOG[spec](outputs, shape, mean, std)
     if family in FAMILIES:
         return FAMILIES[family](rest, outputs, shape, mean, std)

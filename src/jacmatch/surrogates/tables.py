@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from jacmatch.errors import InputError, optional_package
 
 _PARTIAL = re.compile(r"d(.+)/d(.+)")
 _NUMBERS = "Convert dates to numbers, such as days since the first one."
+_PLAIN = "Write numbers like 1234.5, without separators of thousands, and leave unknown cells empty."
+_GROUPED = re.compile(r"[-+]?\d+([.,' ]\d+)+")
 _ONE_HOT = "Encode text as one column of 0 and 1 per value: pandas.get_dummies(frame, dtype=float)."
 
 
@@ -87,14 +90,16 @@ def _csv(path: Path) -> dict[str, ndarray]:
     """Return the columns of a file with a header; text stays text."""
     how = "Write it with frame.to_csv(FILE, index=False)."
     with reading(path, "a CSV file with a header", how), path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if row]
+        lines = csv.reader(file)
+        numbered = [(lines.line_num, row) for row in lines if row]
+    rows = [row for _, row in numbered]
     if rows and len(rows[0]) == 1 and {";", "\t"} & {*rows[0][0]}:
         raise InputError(f"The columns of {path} must be separated by commas.", got=repr(rows[0][0][:80]), do=how)
     if len(rows) < 2:
         raise InputError(f"{path} must have a header and at least one row.", got=f"{len(rows)} line(s)")
     header = [name.strip() for name in rows[0]]
     _distinct(str(path), header)
-    for number, row in enumerate(rows[1:], 2):
+    for number, row in numbered[1:]:
         if len(row) != len(header):
             rule = f"Each line of {path} must have {len(header)} cells, like its header."
             raise InputError(rule, got=f"{len(row)} in line {number}")
@@ -104,8 +109,8 @@ def _csv(path: Path) -> dict[str, ndarray]:
 def _numbers(cells: Iterable[str]) -> ndarray:
     """Return floats, or the text if a cell is not a number."""
     cells = list(cells)
-    try:
-        return np.array([float(cell) if cell.strip() else np.nan for cell in cells])
+    try:  # Python reads 1_5 as 15
+        return np.array([float(cell.replace("_", "?")) if cell.strip() else np.nan for cell in cells])
     except ValueError:
         return np.array(cells)
 
@@ -143,7 +148,7 @@ def _roles(source: str, names: list[str], inputs: Sequence[str], outputs: Sequen
 
 def _distinct(source: str, names: list[str]) -> None:
     """Refuse columns of the same name."""
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise InputError(f"Each column of {source} must have a unique name.", got=", ".join(twice[:8]))
 
@@ -172,9 +177,12 @@ def _matrix(source: str, columns: Mapping[str, ndarray], names: list[str], *, mi
     """Return some columns as floats; NaN only where `missing` allows it."""
     for name in names:
         if columns[name].dtype.kind not in "fiub":
-            rule = f"The column {name!r} of {source} must be numbers."
-            do = _NUMBERS if columns[name].dtype.kind in "mM" else _ONE_HOT
-            raise InputError(rule, got=str(columns[name].dtype), do=do)
+            rule, got, do = f"The column {name!r} of {source} must be numbers.", str(columns[name].dtype), _NUMBERS
+            if columns[name].dtype.kind not in "mM":
+                others = [cell for cell in map(str, columns[name]) if _numbers([cell]).dtype.kind != "f"]
+                numeric = others and (len(others) < len(columns[name]) or _GROUPED.fullmatch(others[0]))
+                got, do = repr(others[0][:80]) if others else got, _PLAIN if numeric else _ONE_HOT
+            raise InputError(rule, got=got, do=do)
     matrix = np.stack([columns[name].astype(np.float64) for name in names], 1)
     bad = ~np.isfinite(matrix)
     if missing:
