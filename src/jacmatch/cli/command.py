@@ -146,10 +146,7 @@ def _open_streams() -> None:
 
 @contextlib.contextmanager
 def _as_program(name: str) -> Iterator[None]:
-    """Treat SIGTERM, which cluster schedulers send, like Ctrl-C within the block.
-
-    Warnings of jacmatch are printed by one process, in one line without the code that gives them.
-    """
+    """Treat SIGTERM like Ctrl-C within the block, and print a warning of jacmatch in one line, by one process."""
     usual = warnings.formatwarning
 
     def short(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
@@ -161,7 +158,7 @@ def _as_program(name: str) -> Iterator[None]:
     default = threading.current_thread() is threading.main_thread()
     default = default and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if default:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # cluster schedulers send it
     try:
         yield
     finally:

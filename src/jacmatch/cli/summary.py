@@ -89,9 +89,8 @@ def students(console: Console, result: Mapping[str, Any]) -> None:
 def network(console: Console, result: Mapping[str, Any]) -> None:
     """Print the accuracy, or the error, of one network."""
     size = f"{result['student']['parameters']:,} parameters, {result['seconds']:.1f} s"
-    values = ", ".join(
-        f"{_HEADINGS[name]}: {_number(name, value)}" for name, value in _measures(result["student"]).items()
-    )
+    measures = _measures(result["student"]).items()
+    values = ", ".join(f"{_HEADINGS[name]}: {_number(name, value)}" for name, value in measures)
     console.print(f"Test {values} ({size})")
 
 

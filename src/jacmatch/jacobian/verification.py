@@ -396,10 +396,8 @@ def _verdicts(
         with _verifying:  # another thread waits for the verdict
             if name not in entries:
                 verdict = UNKNOWN
-                with (
-                    isolated(x),
-                    suppress(Exception),
-                ):  # a function may raise anything on inputs that are not the user's
+                # A function may raise anything on inputs that are not the user's.
+                with isolated(x), suppress(Exception):
                     comparison = comparison or comparison_of(function, x, count=count, samples=samples)
                     verdict = comparison.verdict(name)
                 entries[name] = verdict

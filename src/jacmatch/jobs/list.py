@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from jacmatch import datasets, losses, models, objectives, plugins, teachers
 from jacmatch.jacobian import ESTIMATORS, READOUTS
 from jacmatch.jobs.surrogate.functions import EXAMPLES
+from jacmatch.jobs.surrogate.source import FILES
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,7 @@ class List:
             "jacobian losses": list(losses.JACOBIAN_LOSSES),
             "penalties": list(losses.PENALTIES),
             "teachers": list(teachers.TEACHERS),
-            "functions": [
-                *EXAMPLES,
-                *(f"{kind}:FILE" for kind in ("npz", "csv", "parquet", "onnx")),
-                "PACKAGE.MODULE:CALLABLE",
-            ],
+            "functions": [*EXAMPLES, *(f"{kind}FILE" for kind in (*FILES, "onnx:")), "PACKAGE.MODULE:CALLABLE"],
         }
         for verb in plugins.verbs().values():
             axes |= {heading: list(plugins.load(name)) for heading, name in verb.names.items()}

@@ -73,9 +73,8 @@ def prepare(
         with _locked(folder, progress) if ranks.first else nullcontext():
             if ranks.first and (damage := _damage(folder, recipe, inputs)):
                 aside = _put_aside(folder)
-                progress.message(
-                    f"The teacher in {folder} is trained again; the old files are in {aside.name}: {damage}"
-                )
+                text = f"The teacher in {folder} is trained again; the old files are in {aside.name}: {damage}"
+                progress.message(text)
             if not ranks.broadcast((folder / RESULT).is_file()):
                 replace(recipe, out=folder).train(data, progress)
             elif ranks.first:

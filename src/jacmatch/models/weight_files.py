@@ -265,10 +265,8 @@ def _check_archive(source: Path, size: int) -> None:
     }
     for part, (what, load) in programs.items():
         if any(name.endswith(part) for name in names):
-            command = _command(
-                f"import sys, torch; a, b = sys.argv[1:]; torch.save(dict({load}), b)", source, ".state.pth"
-            )
-            do = f"If you trust it, extract its weights: {command}"
+            code = f"import sys, torch; a, b = sys.argv[1:]; torch.save(dict({load}), b)"
+            do = f"If you trust it, extract its weights: {_command(code, source, '.state.pth')}"
             raise InputError(f"`{source}` must be weights, not a program.", got=what, do=do)
     if large:  # after the programs, whose text is compressed
         raise InputError(rule, got="parts that are larger than the file")

@@ -561,10 +561,9 @@ class Objective(nn.Module):
 
     def _decoded(self, state: Tensor) -> dict[str, Any]:
         names = list(self.loss_weights.weights)
-        if tuple(state.shape) != (5 + 2 * len(names),):
-            rule = (
-                f"The state of `{type(self).__name__}` must have {5 + 2 * len(names)} numbers, for {len(names)} terms."
-            )
+        count = 5 + 2 * len(names)
+        if tuple(state.shape) != (count,):
+            rule = f"The state of `{type(self).__name__}` must have {count} numbers, for {len(names)} terms."
             do = "Load a checkpoint of an objective with the same terms."
             raise InputError(rule, got=f"shape {tuple(state.shape)}", do=do)
         numbers = [None if number == _NONE else number for number in state.tolist()]
