@@ -116,11 +116,11 @@ def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int,
 
     Data of a run keep the split of that run for any seed, because its network may have been trained on other samples.
     """
-    runs, tests = [Path(spec) for spec in models if networks.is_run(spec)], verb == "evaluate"
+    runs, accuracy = [Path(spec) for spec in models if networks.is_run(spec)], verb == "evaluate"
     if data is not None:
         own = [run for run in map(_whole, runs) if run.settings.get("data") == data]
-        return load(data, _number(own[0], "seed") if own else seed, smoke, positions=True, tests=tests)
-    candidates = [data_of_run(folder, allow_code=allow_code, tests=tests) for folder in runs]
+        return load(data, _number(own[0], "seed") if own else seed, smoke, positions=True, tests=accuracy)
+    candidates = [data_of_run(folder, allow_code=allow_code, tests=accuracy) for folder in runs]
     if not candidates:
         return load("digits", seed, smoke)
     tests = [{f"{name}_test": digest for name, digest in each.test.digests.items()} for each in candidates]
