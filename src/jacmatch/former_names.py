@@ -50,14 +50,18 @@ def lookup(module: str) -> Callable[[str], Any]:
     return partial(_present, module)
 
 
+def _warn(old: str, new: str) -> None:
+    message = f"`{old}` is now `{new}`; the old name will be removed in the next release."
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
+
+
 def _present(module: str, name: str) -> Any:
     target = NAMES.get(module, {}).get(name)
     if target is None and (module not in MODULES or name.startswith("__")):
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     owner, _, new = f"jacmatch.{target}".rpartition(".") if target else (MODULES[module], "", name)
     if module not in MODULES:  # the import of such a module has warned
-        message = f"`{module}.{name}` is now `{owner}.{new}`; the old name will be removed in the next release."
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        _warn(f"{module}.{name}", f"{owner}.{new}")
     return getattr(importlib.import_module(owner), new)
 
 
@@ -65,8 +69,7 @@ def former(owner: str, old: str, new: str) -> Any:
     """Return the property of a class for the former name of an attribute."""
 
     def value(instance: Any) -> Any:
-        message = f"`{owner}.{old}` is now `{owner}.{new}`; the old name will be removed in the next release."
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        _warn(f"{owner}.{old}", f"{owner}.{new}")
         return getattr(instance, new)
 
     return property(value, doc=f"The former name of `{new}`.")
@@ -83,8 +86,7 @@ class _Former(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__
-        message = f"`{name}` is `{MODULES[name]}` now; the old name will be removed in the next release."
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        _warn(name, MODULES[name])
         module.__dict__["__getattr__"] = lookup(name)
 
 

@@ -149,9 +149,9 @@ def _as_program(name: str) -> Iterator[None]:
     """Treat SIGTERM like Ctrl-C within the block, and print a warning of jacmatch in one line, by one process."""
     usual = warnings.formatwarning
 
-    def short(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-        if filename != "jacmatch" and _OURS not in Path(filename).parents:
-            return usual(message, category, filename, lineno, line)
+    def short(message: Any, *place: Any, **line: Any) -> str:
+        if place[1] != "jacmatch" and _OURS not in Path(place[1]).parents:
+            return usual(message, *place, **line)
         return f"{name}: warning: {message}\n" if os.environ.get("RANK", "0") == "0" else ""
 
     warnings.formatwarning = short

@@ -156,28 +156,26 @@ def _likelihood(parameters: ndarray, observed: _Observed) -> tuple[float, ndarra
     # d value = ½ Σ weights · dK, and what the scaled partials add
     share = m / quadratic
     weights = outputs * inverse - (alpha * share) @ alpha.T
-    gradient = np.empty_like(parameters)
     flat = np.zeros(full.shape)
     flat[np.ix_(index, index)] = weights
     rows = 1 + d if with_partials else 1
     spread, full = flat.reshape(rows, n, rows, n), full.reshape(rows, n, rows, n)
     total = np.einsum("pnqm,pnqm->nm", spread, full)
-    if not with_partials:  # without a loop over the inputs, of which there can be thousands
-        gradient[:d] = 0.5 * np.tensordot(factors.u**2 * factors.share, total)
-        gradient[d:-2] = 0.5 * (np.tensordot(1 - factors.share, total) - constants / (1 + constants) * total.sum())
+    of_constants = np.tensordot(1 - factors.share, total) - constants / (1 + constants) * total.sum()
+    gradient = 0.5 * np.r_[np.tensordot(factors.u**2 * factors.share, total), of_constants, 0, 0]
     for i in range(d) if with_partials else ():
         u, rho, g = factors.u[i], factors.share[i], factors.first[i]
         rest, square = rho * (1 - rho), factors.u[i] ** 2
-        # of the logarithm of the factor and of its first and second derivative: by the length scale, by the constant
+        # of the factor's first and second derivative: by the length scale, by the constant
         changes = (
-            (square * rho, u * (rho - rest * square), 2 * square * rho + (1 - square) * rest * square),
-            (1 - rho - constants[i] / (1 + constants[i]), u * rest, (square - 1) * rest),
+            (u * (rho - rest * square), 2 * square * rho + (1 - square) * rest * square),
+            (u * rest, (square - 1) * rest),
         )
         own = spread[1 + i]
         mixed = own[:, 0] - np.einsum("jnm,njm->nm", factors.first, own[:, 1:]) + g * own[:, 1 + i]
-        for which, (log, first, second) in enumerate(changes):
-            change = float((factors.k * (2 * first * mixed + second * own[:, 1 + i])).sum())
-            gradient[which * d + i] = 0.5 * (float((total * log).sum()) + change)
+        for which, (first, second) in enumerate(changes):
+            change = (factors.k * (2 * first * mixed + second * own[:, 1 + i])).sum()
+            gradient[which * d + i] += 0.5 * float(change)
         gradient[i] += float((share * (z * alpha)[axis == 1 + i]).sum()) - outputs * counts[i]
     diagonal = np.diag(weights)
     gradient[2 * d] = 0.5 * noise[0] * diagonal[axis == 0].sum()

@@ -2,7 +2,6 @@
 
 import csv
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from jacmatch.errors import InputError, optional_package
 
 _PARTIAL = re.compile(r"d(.+)/d(.+)")
 _NUMBERS = "Convert dates to numbers, such as days since the first one."
-_PLAIN = "Write numbers like 1234.5, without separators of thousands, and leave unknown cells empty."
-_GROUPED = re.compile(r"[-+]?\d+([.,' ]\d+)+")
 _ONE_HOT = "Encode text as one column of 0 and 1 per value: pandas.get_dummies(frame, dtype=float)."
+_TEXT = f"Write numbers like 1234.5, and unknown ones as empty cells. {_ONE_HOT}"
 
 
 def split_frame(frame: Any, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> tuple[Any, Any, ndarray | None]:
@@ -148,7 +146,7 @@ def _roles(source: str, names: list[str], inputs: Sequence[str], outputs: Sequen
 
 def _distinct(source: str, names: list[str]) -> None:
     """Refuse columns of the same name."""
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    twice = sorted({name for name in names if names.count(name) > 1}) if len({*names}) < len(names) else []
     if twice:
         raise InputError(f"Each column of {source} must have a unique name.", got=", ".join(twice[:8]))
 
@@ -179,9 +177,8 @@ def _matrix(source: str, columns: Mapping[str, ndarray], names: list[str], *, mi
         if columns[name].dtype.kind not in "fiub":
             rule, got, do = f"The column {name!r} of {source} must be numbers.", str(columns[name].dtype), _NUMBERS
             if columns[name].dtype.kind not in "mM":
-                others = [cell for cell in map(str, columns[name]) if _numbers([cell]).dtype.kind != "f"]
-                numeric = others and (len(others) < len(columns[name]) or _GROUPED.fullmatch(others[0]))
-                got, do = repr(others[0][:80]) if others else got, _PLAIN if numeric else _ONE_HOT
+                texts = (cell for cell in map(str, columns[name]) if _numbers([cell]).dtype.kind != "f")
+                got, do = repr(next(texts, got)[:80]), _TEXT
             raise InputError(rule, got=got, do=do)
     matrix = np.stack([columns[name].astype(np.float64) for name in names], 1)
     bad = ~np.isfinite(matrix)
