@@ -12,7 +12,7 @@ from jacmatch import former_names
 def test_a_former_name_warns_and_gives_the_module_of_today(former, monkeypatch):
     monkeypatch.delitem(sys.modules, former, raising=False)
     present = importlib.import_module(former_names.MODULES[former])
-    with pytest.warns(DeprecationWarning, match=rf"`{former}` is `{present.__name__}` now"):
+    with pytest.warns(DeprecationWarning, match=rf"`{former}` is now `{present.__name__}`"):
         module = importlib.import_module(former)
     defined = {name for name, value in vars(present).items() if getattr(value, "__module__", "") == present.__name__}
     public = [name for name in defined if not name.startswith("__")]

@@ -7,7 +7,6 @@ with code 2. Any other exception is a bug and keeps its traceback.
 import difflib
 import importlib
 import numbers
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -88,9 +87,8 @@ def in_one_line(error: BaseException) -> str:
         >>> in_one_line(ValueError("not so\nbut so")), in_one_line(MemoryError())
         ('ValueError: not so', 'MemoryError')
     """
-    line = next(iter(str(error).strip().splitlines()), "")
-    text = re.sub(r" ?<\S+ object at 0x\w+>", "", line)[:200]  # a stream has no name
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    lines = str(error).strip().partition(" <_io.")[0].splitlines()  # a stream has no name
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 @contextmanager

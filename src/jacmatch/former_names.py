@@ -51,8 +51,8 @@ def lookup(module: str) -> Callable[[str], Any]:
 
 
 def _warn(old: str, new: str) -> None:
-    message = f"`{old}` is now `{new}`; the old name will be removed in the next release."
-    warnings.warn(message, DeprecationWarning, stacklevel=3)
+    text = f"`{old}` is now `{new}`; the old name will be removed in the next release."
+    warnings.warn(text, DeprecationWarning, stacklevel=3)
 
 
 def _present(module: str, name: str) -> Any:
@@ -66,13 +66,13 @@ def _present(module: str, name: str) -> Any:
 
 
 def former(owner: str, old: str, new: str) -> Any:
-    """Return the property of a class for the former name of an attribute."""
+    """Return a property with a former name."""
 
-    def value(instance: Any) -> Any:
+    def get(self: Any) -> Any:
         _warn(f"{owner}.{old}", f"{owner}.{new}")
-        return getattr(instance, new)
+        return getattr(self, new)
 
-    return property(value, doc=f"The former name of `{new}`.")
+    return property(get, doc=f"Former name of `{new}`.")
 
 
 class _Former(MetaPathFinder, Loader):

@@ -65,7 +65,7 @@ def test_float_images_that_are_not_divided_by_255_are_a_warning(images):
     with pytest.warns(UserWarning, match="float images") as given:
         assert float(from_arrays("mine", images | resized).train.x.max()) == 254.5
     for part, warning in zip(("train", "test"), given, strict=True):
-        text = f"`x_{part}` of mine: float images must have pixels in [0, 1]. Got numbers up to 254.5"
+        text = f"`x_{part}` of mine: float images must have pixels in [0, 1]. Got up to 254.5"
         assert str(warning.message).startswith(text)
 
 

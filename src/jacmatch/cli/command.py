@@ -146,11 +146,11 @@ def _open_streams() -> None:
 
 @contextlib.contextmanager
 def _as_program(name: str) -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C within the block, and print a warning of jacmatch in one line, by one process."""
+    """Treat SIGTERM like Ctrl-C within the block, and print warnings of jacmatch in one line, once."""
     usual = warnings.formatwarning
 
     def short(message: Any, *place: Any, **line: Any) -> str:
-        if place[1] != "jacmatch" and _OURS not in Path(place[1]).parents:
+        if "jacmatch" not in Path(place[1]).parts:
             return usual(message, *place, **line)
         return f"{name}: warning: {message}\n" if os.environ.get("RANK", "0") == "0" else ""
 
@@ -158,7 +158,7 @@ def _as_program(name: str) -> Iterator[None]:
     default = threading.current_thread() is threading.main_thread()
     default = default and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if default:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # cluster schedulers send it
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clusters send it
     try:
         yield
     finally:

@@ -159,12 +159,11 @@ def _inputs(value: object, what: str) -> _Inputs:
     x = _floats(array, what)
     if x.ndim == 4 and 1 < (largest := float(x.max())) <= 255 and float(x.min()) >= 0:
         rule = f"{what}: float images must have pixels in [0, 1]."
+        do = "Convert with .astype(np.uint8), or divide by 255."
         if bool((x == x.round()).all()):
-            do = "Convert with .astype(np.uint8), or divide by 255."
             raise InputError(rule, got="integers up to 255", do=do)
         if largest > 127:
-            text = f"{rule} Got numbers up to {largest:.4g}: divide them by 255 if they are pixels."
-            warnings.warn(text, stacklevel=5)
+            warnings.warn(f"{rule} Got up to {largest:.4g}. {do}", stacklevel=5)
     return x
 
 
@@ -213,7 +212,7 @@ def _targets(value: object, what: str, ignored: int = IGNORED) -> _Targets:
     elif array.ndim == 1 and array.dtype.kind == "f":
         do = "Convert class indices with .astype(np.int64); for one target per sample add an axis: y[:, None]."
     elif array.dtype.kind in "USO":
-        do = "Convert class names with np.unique(y, return_inverse=True)[1]."
+        do = "Renumber with np.unique(y, return_inverse=True)[1]."
     elif array.ndim == 2:
         do = "Use y[:, 0]." if array.shape[1] == 1 else "Convert one-hot rows with y.argmax(axis=1)."
     raise InputError(rule, got=got, do=do)

@@ -279,7 +279,7 @@ def split_validation(
         numbers, sizes = np.unique(classes, return_counts=True)
         if count > total - len(numbers):
             rule = "`amount` of `split_validation` (`--validation`) must leave a training row for each class."
-            do = "Hold out fewer, or none: --validation 0."
+            do = "Hold out fewer: --validation 0."
             raise InputError(rule, got=f"{count} of {total} rows in {len(numbers)} classes", do=do)
         shares = _shares(sizes, count)
         parts = [order[classes[order] == number][:share] for number, share in zip(numbers, shares, strict=True)]

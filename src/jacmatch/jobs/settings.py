@@ -34,7 +34,7 @@ _DO = "Name the data: --data."
 def load(spec: str, seed: int, smoke: bool, *, positions: bool = False, tests: bool = True) -> Data:
     """Load a data set; in a smoke run with few test samples. Per-position labels need a job that allows them.
 
-    `tests` says whether the job measures generalization, for which training inputs must not be test inputs.
+    `tests` says whether the job measures generalization.
     """
     if not 0 <= seed < 2**63:
         raise InputError("`--seed` must be at least 0 and below 2⁶³.", got=seed)
@@ -47,17 +47,15 @@ def load(spec: str, seed: int, smoke: bool, *, positions: bool = False, tests: b
     return replace(data, test=some(data, data.test, SMOKE_TEST)) if smoke else data
 
 
-def _compare_parts(train: Any, test: Any, name: str, shared_too: bool) -> None:
-    """Warn if test inputs have another scale, or are training inputs too; not for images on disk."""
+def _compare_parts(train: Any, test: Any, name: str, tests: bool) -> None:
+    """Warn if test inputs are training inputs too, or have another scale; not for images on disk."""
     if not (isinstance(train, Tensor) and isinstance(test, Tensor)):
         return
     sizes = [float(torch.linalg.vector_norm(x)) / x.numel() ** 0.5 for x in (train, test) if x.is_floating_point()]
     if sizes and max(sizes) > _SCALES * min(sizes):
         text = f"the training inputs of {name} have the root mean square {sizes[0]:.3g}, the test inputs"
         warnings.warn(f"{text} {sizes[1]:.3g}: they must have the same scale.", stacklevel=3)
-    if not shared_too:
-        return
-    known = {hash(row.tobytes()) for row in train.numpy()}
+    known = {hash(row.tobytes()) for row in train.numpy()} if tests else set()
     if (shared := sum(hash(row.tobytes()) in known for row in test.numpy())) > _SHARED * len(test):
         text = f"{shared:,} of the {len(test):,} test inputs of {name} are training inputs too"
         warnings.warn(f"{text}: they measure no generalization.", stacklevel=3)
@@ -116,11 +114,11 @@ def data_for(verb: str, models: tuple[str, ...], data: str | None, *, seed: int,
 
     Data of a run keep the split of that run for any seed, because its network may have been trained on other samples.
     """
-    runs, accuracy = [Path(spec) for spec in models if networks.is_run(spec)], verb == "evaluate"
+    runs, tested = [Path(spec) for spec in models if networks.is_run(spec)], verb == "evaluate"
     if data is not None:
         own = [run for run in map(_whole, runs) if run.settings.get("data") == data]
-        return load(data, _number(own[0], "seed") if own else seed, smoke, positions=True, tests=accuracy)
-    candidates = [data_of_run(folder, allow_code=allow_code, tests=accuracy) for folder in runs]
+        return load(data, _number(own[0], "seed") if own else seed, smoke, positions=True, tests=tested)
+    candidates = [data_of_run(folder, allow_code=allow_code, tests=tested) for folder in runs]
     if not candidates:
         return load("digits", seed, smoke)
     tests = [{f"{name}_test": digest for name, digest in each.test.digests.items()} for each in candidates]

@@ -14,8 +14,7 @@ from jacmatch.errors import InputError, optional_package
 
 _PARTIAL = re.compile(r"d(.+)/d(.+)")
 _NUMBERS = "Convert dates to numbers, such as days since the first one."
-_ONE_HOT = "Encode text as one column of 0 and 1 per value: pandas.get_dummies(frame, dtype=float)."
-_TEXT = f"Write numbers like 1234.5, and unknown ones as empty cells. {_ONE_HOT}"
+_TEXT = "Write numbers like 1234.5, text as one column of 0 and 1 per value: pandas.get_dummies(frame, dtype=float)."
 
 
 def split_frame(frame: Any, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> tuple[Any, Any, ndarray | None]:
@@ -88,8 +87,7 @@ def _csv(path: Path) -> dict[str, ndarray]:
     """Return the columns of a file with a header; text stays text."""
     how = "Write it with frame.to_csv(FILE, index=False)."
     with reading(path, "a CSV file with a header", how), path.open(newline="", encoding="utf-8-sig") as file:
-        lines = csv.reader(file)
-        numbered = [(lines.line_num, row) for row in lines if row]
+        numbered = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
     rows = [row for _, row in numbered]
     if rows and len(rows[0]) == 1 and {";", "\t"} & {*rows[0][0]}:
         raise InputError(f"The columns of {path} must be separated by commas.", got=repr(rows[0][0][:80]), do=how)
@@ -146,7 +144,7 @@ def _roles(source: str, names: list[str], inputs: Sequence[str], outputs: Sequen
 
 def _distinct(source: str, names: list[str]) -> None:
     """Refuse columns of the same name."""
-    twice = sorted({name for name in names if names.count(name) > 1}) if len({*names}) < len(names) else []
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"Each column of {source} must have a unique name.", got=", ".join(twice[:8]))
 
@@ -175,11 +173,11 @@ def _matrix(source: str, columns: Mapping[str, ndarray], names: list[str], *, mi
     """Return some columns as floats; NaN only where `missing` allows it."""
     for name in names:
         if columns[name].dtype.kind not in "fiub":
-            rule, got, do = f"The column {name!r} of {source} must be numbers.", str(columns[name].dtype), _NUMBERS
+            got, do = str(columns[name].dtype), _NUMBERS
             if columns[name].dtype.kind not in "mM":
                 texts = (cell for cell in map(str, columns[name]) if _numbers([cell]).dtype.kind != "f")
                 got, do = repr(next(texts, got)[:80]), _TEXT
-            raise InputError(rule, got=got, do=do)
+            raise InputError(f"The column {name!r} of {source} must be numbers.", got=got, do=do)
     matrix = np.stack([columns[name].astype(np.float64) for name in names], 1)
     bad = ~np.isfinite(matrix)
     if missing:

@@ -223,7 +223,7 @@ def _wrong(state: State, batch: Batch, progress: float, weighted: bool) -> str |
             terms = objective(batch.x, batch.y, **batch.keywords(), progress=progress)
     if not _finite(terms.teacher_outputs):
         return _TEACHER
-    # The loss is the last: it is not finite if any of the others is not.
+    # The loss last: it is not finite if another term is not.
     for name in sorted(terms.values, key=lambda name: name == "loss"):
         if not _finite(terms.values[name]):
             return f"the term `{name}`"
