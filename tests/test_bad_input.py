@@ -168,8 +168,11 @@ def contents(folder=None):
 
 CASES = {
     # the command line itself
-    "no such verb": ("distil", r"jacmatch: unknown verb distil\. Nearest: distill.* See jacmatch --help\."),
-    "flag before the verb": ("--data digits", r"jacmatch: unknown flag --data\. Verbs: .*"),
+    "no such verb": ("distil", r"jacmatch: The verb .* Got 'distil'\. Nearest: distill.* Known: .*"),
+    "flag before the verb": (
+        "--data digits",
+        r"jacmatch: The verb must be a known name\. Got '--data'\. .*",
+    ),
     "unknown flag": (
         "distill --per-clas 3",
         r"jacmatch distill: unknown flag --per-clas\. Nearest: --per-class.* See jacmatch distill --help\.",

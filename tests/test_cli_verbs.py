@@ -159,7 +159,7 @@ def test_a_verb_of_this_package_cannot_be_replaced(toy, monkeypatch):
 
 def test_a_mistyped_verb_gets_the_nearest(capsys):
     assert main(["distil"]) == 2
-    assert "unknown verb distil. Nearest: distill" in capsys.readouterr().err
+    assert "Got 'distil'. Nearest: distill" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", VERBS)

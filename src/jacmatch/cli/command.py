@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import importlib.util
 import io
@@ -22,7 +21,7 @@ from typing import Any
 
 from jacmatch import plugins
 from jacmatch.cli.verbs import verbs
-from jacmatch.errors import ElsewhereError, InputError, Stopped, UnsupportedError
+from jacmatch.errors import ElsewhereError, InputError, Stopped, UnsupportedError, unknown_name
 from jacmatch.version import __version__
 
 _OURS = Path(__file__).resolve().parents[1]
@@ -146,12 +145,12 @@ def _open_streams() -> None:
 
 @contextlib.contextmanager
 def _as_program(name: str) -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C within the block, and print warnings of jacmatch in one line, once."""
+    """Within the block, treat SIGTERM like Ctrl-C and print warnings of jacmatch in one line."""
     usual = warnings.formatwarning
 
-    def short(message: Any, *place: Any, **line: Any) -> str:
-        if "jacmatch" not in Path(place[1]).parts:
-            return usual(message, *place, **line)
+    def short(message: Any, *rest: Any, **more: Any) -> str:
+        if "jacmatch" not in Path(rest[1]).parts:
+            return usual(message, *rest, **more)
         return f"{name}: warning: {message}\n" if os.environ.get("RANK", "0") == "0" else ""
 
     warnings.formatwarning = short
@@ -287,14 +286,11 @@ class _Job:
 
 
 def _unknown(verb: str, known: Mapping[str, plugins.Verb]) -> InputError:
-    """Return an error for an unknown verb, with the nearest known one or the package that has it."""
+    """Return an error that names the nearest verb, or the package that has it."""
     if verb in plugins.RESEARCH:
         rule = f"`{verb}` is a verb of jacmatch-research, which is not installed."
         return InputError(rule, do="Run: pip install jacmatch-research.")
-    near = difflib.get_close_matches(verb, known, n=2, cutoff=0.5)
-    what = "flag" if verb.startswith("-") else "verb"
-    nearest = f"Nearest: {', '.join(near)}. " if near else ""
-    return InputError(f"unknown {what} {verb}.", do=f"{nearest}Verbs: {', '.join(known)}. See jacmatch --help.")
+    return unknown_name("The verb", verb, known)
 
 
 def _print_help() -> None:
