@@ -154,9 +154,8 @@ def _as_program(name: str) -> Iterator[None]:
         return f"{name}: warning: {message}\n" if os.environ.get("RANK", "0") == "0" else ""
 
     warnings.formatwarning = short
-    default = threading.current_thread() is threading.main_thread()
-    default = default and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if default:
+    in_main = threading.current_thread() is threading.main_thread()
+    if default := in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # clusters send it
     try:
         yield

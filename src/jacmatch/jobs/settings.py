@@ -34,7 +34,7 @@ _DO = "Name the data: --data."
 def load(spec: str, seed: int, smoke: bool, *, positions: bool = False, tests: bool = True) -> Data:
     """Load a data set; in a smoke run with few test samples. Per-position labels need a job that allows them.
 
-    `tests` says whether the job measures generalization.
+    `tests`: whether the job measures generalization.
     """
     if not 0 <= seed < 2**63:
         raise InputError("`--seed` must be at least 0 and below 2⁶³.", got=seed)

@@ -87,16 +87,16 @@ def _csv(path: Path) -> dict[str, ndarray]:
     """Return the columns of a file with a header; text stays text."""
     how = "Write it with frame.to_csv(FILE, index=False)."
     with reading(path, "a CSV file with a header", how), path.open(newline="", encoding="utf-8-sig") as file:
-        numbered = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
-    rows = [row for _, row in numbered]
+        lines = list(csv.reader(file))
+    rows = [row for row in lines if row]
     if rows and len(rows[0]) == 1 and {";", "\t"} & {*rows[0][0]}:
         raise InputError(f"The columns of {path} must be separated by commas.", got=repr(rows[0][0][:80]), do=how)
     if len(rows) < 2:
         raise InputError(f"{path} must have a header and at least one row.", got=f"{len(rows)} line(s)")
     header = [name.strip() for name in rows[0]]
     _distinct(str(path), header)
-    for number, row in numbered[1:]:
-        if len(row) != len(header):
+    for number, row in enumerate(lines, 1):
+        if row and len(row) != len(header):
             rule = f"Each line of {path} must have {len(header)} cells, like its header."
             raise InputError(rule, got=f"{len(row)} in line {number}")
     return {name: _numbers([row[i] for row in rows[1:]]) for i, name in enumerate(header)}
@@ -175,8 +175,8 @@ def _matrix(source: str, columns: Mapping[str, ndarray], names: list[str], *, mi
         if columns[name].dtype.kind not in "fiub":
             got, do = str(columns[name].dtype), _NUMBERS
             if columns[name].dtype.kind not in "mM":
-                texts = (cell for cell in map(str, columns[name]) if _numbers([cell]).dtype.kind != "f")
-                got, do = repr(next(texts, got)[:80]), _TEXT
+                cells = (cell for cell in map(str, columns[name]) if _numbers([cell]).dtype.kind != "f")
+                got, do = repr(next(cells, got)[:80]), _TEXT
             raise InputError(f"The column {name!r} of {source} must be numbers.", got=got, do=do)
     matrix = np.stack([columns[name].astype(np.float64) for name in names], 1)
     bad = ~np.isfinite(matrix)
