@@ -2,20 +2,11 @@
 
 import itertools
 
-import jaxtyping
 import pytest
 import torch
 
 from jacmatch.datasets.distances import Bound, Distances, observed_lipschitz, pairwise
 from jacmatch.errors import InputError
-
-
-@pytest.fixture
-def unchecked():
-    """Without the type checks of the test suite, which would refuse unlike shapes before the library does."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def hausdorff(a, b):
@@ -105,7 +96,7 @@ def test_the_observed_lipschitz_leaves_out_equal_points():
     assert observed_lipschitz(pairwise(a, a), torch.tensor([0.0, 3.0]), torch.tensor([1.0, 3.0])) == pytest.approx(1.5)
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("as_users_run")
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -39,6 +39,20 @@ class Once(torch.autograd.Function):
         return gradient * (1 - x.tanh() ** 2)
 
 
+class WithoutForwardMode(torch.autograd.Function):
+    """sin in the style that torch.func does not take."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * x.cos()
+
+
 @torch.library.custom_op("jacmatch_tests::square", mutates_args=())
 def square(x: Tensor) -> Tensor:
     """An operator with a backward, and no rule for forward mode."""

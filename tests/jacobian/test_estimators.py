@@ -5,7 +5,6 @@ import itertools
 import math
 import re
 
-import jaxtyping
 import pytest
 import torch
 
@@ -354,15 +353,6 @@ def test_needs_what_it_says(name):
         message = f"`{missing}` of `{who}.directions` must be given. Pass "
         with pytest.raises(InputError, match=message):
             ask(estimator, **{missing: None})
-
-
-@pytest.fixture
-def as_users_run():
-    """Without the type checks of the test suite, which would refuse a wrong type before the library does."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.usefixtures("as_users_run")

@@ -11,6 +11,7 @@ from jacmatch.errors import InputError
 from jacmatch.jacobian import jacobian, jvp, jvp_products, unverified, vjp, vjp_products
 
 from .architectures import ARCHITECTURES, EXACT, Applied, convolutional, made
+from .faults import WithoutForwardMode
 from .ways import WAYS, every_policy, every_way, go
 
 
@@ -81,23 +82,11 @@ def test_buffers_are_unchanged_in_evaluation(name, policy, way):
     assert_same_buffers(before, buffers_of(module))
 
 
-class Refusing(torch.autograd.Function):
-    """sin without a forward-mode derivative."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        return gradient * x.cos()
-
-
 @every_policy
 @pytest.mark.parametrize(
-    ("function", "engine"), [(Refusing.apply, "reverse"), (Tensor.detach, "differences")], ids=["forward", "both"]
+    ("function", "engine"),
+    [(WithoutForwardMode.apply, "reverse"), (Tensor.detach, "differences")],
+    ids=["forward", "both"],
 )
 @pytest.mark.parametrize("context", [nullcontext, unverified], ids=["verified", "unverified"])
 def test_an_engine_that_fails_has_not_counted_as_a_pass(function, engine, policy, context):

@@ -5,7 +5,6 @@ import math
 import re
 from typing import get_args
 
-import jaxtyping
 import pytest
 import torch
 
@@ -253,15 +252,6 @@ def test_data_pairs_point_from_sample_to_partner():
 
 def test_the_names_of_the_laws_are_the_type():
     assert list(get_args(probes.Law)) == LAWS
-
-
-@pytest.fixture
-def as_users_run():
-    """Without the type checks of the test suite, which would refuse a wrong type before the library does."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.usefixtures("as_users_run")

@@ -9,6 +9,7 @@ from jacmatch.jacobian import jacobian, jvp, jvp_products, vjp, vjp_products
 from jacmatch.jacobian.verification import unverified
 
 from . import reference
+from .faults import WithoutForwardMode
 
 X = torch.linspace(-1, 1, 6).double().view(2, 3)
 V = torch.linspace(1, 2, 6).double().view(2, 3)
@@ -92,20 +93,6 @@ def test_inference_mode():
                 call()
     with pytest.raises(InputError, match=r"inference_mode"):
         vjp(module, made_there, V)
-
-
-class WithoutForwardMode(torch.autograd.Function):
-    """sin in the style that torch.func does not take."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        return gradient * x.cos()
 
 
 class WithoutJvp(torch.autograd.Function):

@@ -3,7 +3,6 @@
 import inspect
 import typing
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -108,15 +107,6 @@ def test_claimed_invariances(case, invariance):
     changed = case.invariances[invariance](inputs)
     assert any(not torch.equal(a, b) for a, b in zip(inputs, changed, strict=True))
     close(run(case, changed), run(case, inputs))
-
-
-@pytest.fixture
-def as_users_run():
-    """Without the type checks of the test suite, which would refuse wrong shapes before the library does."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.usefixtures("as_users_run")

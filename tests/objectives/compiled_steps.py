@@ -16,7 +16,7 @@ from jacmatch.objectives import CompiledSteps, Distillation, Regression, Robustn
 
 
 class Own(torch.autograd.Function):
-    """A rule of one's own, right to any order when it is not compiled."""
+    """A custom rule that is right to any order when it is not compiled."""
 
     @staticmethod
     def forward(ctx, x):

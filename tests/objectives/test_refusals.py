@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
+from tests.jacobian.faults import Once
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import (
@@ -171,19 +171,6 @@ class Applied(nn.Module):
 
     def forward(self, x):
         return self.function(x)
-
-
-class Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.tanh()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        return gradient * (1 - x.tanh() ** 2)
 
 
 class Missing(torch.autograd.Function):

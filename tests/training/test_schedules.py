@@ -4,7 +4,6 @@ import inspect
 import itertools
 import math
 
-import jaxtyping
 import pytest
 
 from jacmatch.errors import InputError
@@ -12,15 +11,6 @@ from jacmatch.training import Training, factor
 from jacmatch.training.configuration import ema_decay
 
 from . import reference
-
-
-@pytest.fixture
-def _unchecked():
-    """The messages are for users, who have no run-time type checks."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
@@ -80,7 +70,7 @@ def test_decay_of_the_average():
         ({"augment": ("crop", "flop")}, r"`augment` .* Got 'flop'\. Nearest: flip"),
     ],
 )
-@pytest.mark.usefixtures("_unchecked")
+@pytest.mark.usefixtures("as_users_run")
 def test_wrong_settings_are_refused(given, message):
     with pytest.raises(InputError, match=message):
         Training(**given)

@@ -40,10 +40,8 @@ class Table:
             | labels | 5.0 |
             <BLANKLINE>
         """
-        lines = [self.head, ("---", *["---:"] * (len(self.head) - 1)), *self.rows]
-        body = ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
         notes = [f"\n{note}" for note in self.notes]
-        return "\n".join([f"**{self.title}**", "", *body, *notes, ""])
+        return "\n".join([f"**{self.title}**", "", markdown(self.head, self.rows, "---:"), *notes, ""])
 
     def plain(self) -> dict[str, Any]:
         """Return the table as plain values, as in a result."""
@@ -118,9 +116,9 @@ def measure(result: Mapping[str, Any]) -> str:
     return "accuracy" if "accuracy" in result["rows"][0] else "rmse"
 
 
-def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [headings, ["---"] * len(headings), *rows]
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], alignment: str = "---") -> str:
+    """Return a Markdown table; `alignment` is that of all columns but the first, such as `---:` for numbers."""
+    lines = [headings, ["---", *[alignment] * (len(headings) - 1)], *rows]
     return "\n".join("| " + " | ".join(_literal(cell) for cell in line) + " |" for line in lines)
 
 
