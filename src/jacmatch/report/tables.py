@@ -117,7 +117,7 @@ def measure(result: Mapping[str, Any]) -> str:
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], alignment: str = "---") -> str:
-    """Return a Markdown table; `alignment` is that of all columns but the first, such as `---:` for numbers."""
+    """Return a Markdown table; columns after the first are aligned as `alignment` says."""
     lines = [headings, ["---", *[alignment] * (len(headings) - 1)], *rows]
     return "\n".join("| " + " | ".join(_literal(cell) for cell in line) + " |" for line in lines)
 
