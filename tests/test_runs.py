@@ -228,6 +228,18 @@ def test_a_folder_that_cannot_be_written_to_is_reported(tmp_path, monkeypatch):
             begun(tmp_path / "new")
 
 
+def test_a_run_folder_that_cannot_be_read_is_not_called_the_output(tmp_path, monkeypatch):
+    run = begun(tmp_path / "run")
+
+    def refused(*_, **__):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refused)
+    message = rf"The run folder {run.path} must be readable\. Got 'Permission denied'\. Check its permissions\.$"
+    with pytest.raises(InputError, match=message):
+        Run.open(run.path, finished=False)
+
+
 def test_names_stay_inside_the_folder(tmp_path):
     run = begun(tmp_path / "run")
     for name in ("../x", "a/../../x", "/x", "settings.json", ""):

@@ -182,7 +182,10 @@ class _Job:
         """Run the verb and print its result."""
         known = verbs()
         if verb not in known:
-            raise _unknown(verb, known)
+            if verb in plugins.RESEARCH:
+                rule = f"`{verb}` is a verb of jacmatch-research, which is not installed."
+                raise InputError(rule, do="Run: pip install jacmatch-research.")
+            raise unknown_name("The verb", verb, known)
         # Slow to import, so not before they are needed.
         from jacmatch.cli import flags
 
@@ -282,14 +285,6 @@ class _Job:
         with contextlib.suppress(OSError):  # a name that no folder can have
             return any(any(self.out.rglob(name)) for name in self.keeps)
         return False
-
-
-def _unknown(verb: str, known: Mapping[str, plugins.Verb]) -> InputError:
-    """Return an error that names the nearest verb, or the package that has it."""
-    if verb in plugins.RESEARCH:
-        rule = f"`{verb}` is a verb of jacmatch-research, which is not installed."
-        return InputError(rule, do="Run: pip install jacmatch-research.")
-    return unknown_name("The verb", verb, known)
 
 
 def _print_help() -> None:

@@ -28,8 +28,10 @@ def disk(folder: Path, be: str = "writable", *, what: str = "run folder", flag: 
     try:
         yield
     except OSError as error:
-        rule = f"The {what} {folder} (`{flag}`) must be {be}."
-        do = _REMEDY.get(error.errno or 0, "Choose another {flag}.").format(flag=flag)
+        named, do = "", "Check its permissions."
+        if be == "writable":
+            named, do = f" (`{flag}`)", _REMEDY.get(error.errno or 0, "Choose another {flag}.").format(flag=flag)
+        rule = f"The {what} {folder}{named} must be {be}."
         raise InputError(rule, got=f"'{error.strerror or error}'", do=do) from error
 
 
