@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.stats import qmc
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -14,6 +15,7 @@ from sklearn.utils import estimator_checks
 
 from jacmatch.errors import InputError
 from jacmatch.surrogates import DataWarning, JacobianRegressor, regressor
+from jacmatch.surrogates.gaussian_process import fit_gaussian_process, wrong_partials
 from jacmatch.surrogates.samples import standardize, suspicious
 
 FAST = {"model": "network", "hidden": (8, 8), "activation": "silu", "max_evaluations": 150}
@@ -318,6 +320,50 @@ def test_partials_in_a_frame_are_taken_by_name():
     assert (model.predict(frame) == alone.predict(frame)).all()
     with pytest.raises(InputError, match=r"Each column of `jacobian` of `fit` must be dOUTPUT/dINPUT .* Got df/dc"):
         model.fit(frame, values, jacobian=swapped.rename(columns={"df/da": "df/dc"}))
+
+
+def _tanh(x):
+    return np.tanh(50 * (x[:, 0] - 0.4)), 50 / np.cosh(50 * (x - 0.4)) ** 2
+
+
+SHARP = {
+    "tanh": _tanh,
+    "|x|": lambda x: (np.abs(x[:, 0] - 0.37), np.sign(x - 0.37)),
+    "log": lambda x: (np.log(x[:, 0] + 1e-3), 1 / (x + 1e-3)),
+    "root": lambda x: (np.sqrt(x[:, 0]), 0.5 / np.sqrt(x)),
+}
+
+
+@pytest.mark.parametrize("name", SHARP)
+def test_right_partials_of_a_sharp_function_have_no_warning_and_wrong_ones_have_one(name):
+    x = qmc.LatinHypercube(1, seed=1).random(50)
+    y, j = SHARP[name](x)
+    y, j = y[:, None], j[:, None]
+
+    def lines(j):
+        return suspicious(x, y, j) + wrong_partials(fit_gaussian_process(standardize(x, y, j)[0]))
+
+    assert not lines(j)
+    assert "output 0" in lines(180 / np.pi * j)[0]  # radians for degrees
+    assert "output 0" in lines(np.random.default_rng(0).permutation(j))[0]
+    wrong = j.copy()
+    wrong[30] = np.abs(j).max()
+    assert any("row 30 " in line for line in lines(wrong))
+
+
+def test_the_interval_of_a_network_contains_what_that_of_a_process_misses():
+    x = np.random.default_rng(0).random((40, 1))
+    model = JacobianRegressor(max_evaluations=300).fit(x, np.log(x[:, 0] + 1e-3), jacobian=1 / (x + 1e-3))
+    assert (model.model_, model.process_ is None) == ("network", False)  # which is much worse close to 0
+    points = np.random.default_rng(1).random((500, 1))
+    mean, std = model.predict(points, return_std=True)
+    assert (np.abs(mean - np.log(points[:, 0] + 1e-3)) <= 1.6449 * std).mean() >= 0.9
+
+
+def test_a_network_without_hidden_layers_is_linear():
+    x = np.random.default_rng(0).random((30, 2))
+    model = JacobianRegressor(model="network", hidden=()).fit(x, x @ [2.0, -3.0] + 1)
+    np.testing.assert_allclose(model.predict_jacobian(x), np.tile([2.0, -3.0], (30, 1)), atol=1e-4)
 
 
 def test_a_row_of_partials_times_minus_9_is_named():

@@ -39,7 +39,7 @@ _NOISE = (1e-12, 1.0)  # variance of the noise, as a share of that of the proces
 _LENGTHS = (1e-2, 1e3)
 _CHUNK = 2**22  # entries of a covariance with new points
 _FEWEST = 10  # samples among which wrong partials are looked for
-_WRONG = 10.0  # residual of a sample over the median: geometric mean of that as it is and in standard deviations
+_WRONG = 8.0  # residual of a sample over the median: geometric mean of that as it is and in standard deviations
 _SMALL = 0.05  # residual over the root mean square of the partials below which it is ignored
 _WIDE = 10.0  # ratio of largest and smallest value from which on the logarithm is tried
 _COMPARED = 1500  # values and partials on which both are compared
@@ -432,7 +432,8 @@ def _calibration(observed: _Observed, factor: ndarray, alpha: ndarray, variance:
 def wrong_partials(process: GaussianProcess) -> list[str]:
     """Return a line about the sample whose partials disagree most with what everything else predicts, if clearly.
 
-    The residual, both absolute and in standard deviations, must be far above the median.
+    The residual, both absolute and in standard deviations, must be far above the median, that of the value must not:
+    it is also large at a kink.
     """
     lines = []
     for group in process.groups:
@@ -442,17 +443,18 @@ def wrong_partials(process: GaussianProcess) -> list[str]:
         sample = group.observed.index % n
         inverse = linalg.cho_solve((group.factor, True), np.eye(len(axis)), check_finite=False)
         alpha = group.weights.reshape((1 + d) * n, -1)[group.observed.index]
-        far, sizes = np.full((2, n, alpha.shape[1]), np.nan)
+        far, sizes, values = np.full((3, n, alpha.shape[1]), np.nan)
         for row in np.unique(sample[axis > 0]):
-            block = np.flatnonzero((sample == row) & (axis > 0))
+            block = np.flatnonzero(sample == row)  # the value first
             residual = linalg.pinvh(inverse[np.ix_(block, block)]) @ alpha[block]
             far[row] = np.sqrt((alpha[block] * residual).mean(0))
-            sizes[row] = np.sqrt(((residual / group.lengths[axis[block] - 1, None]) ** 2).sum(0))
+            sizes[row] = np.sqrt(((residual[1:] / group.lengths[axis[block[1:]] - 1, None]) ** 2).sum(0))
+            values[row] = np.abs(residual[0])
         typical = np.sqrt((group.observed.z[axis > 0] ** 2).sum(0) / np.isfinite(sizes[:, 0]).sum())
-        usual, times = (each / np.maximum(np.nanmedian(each, 0), _TINY) for each in (far, sizes))
-        score = np.where(sizes > _SMALL * typical, usual * times, 0.0)
+        usual, times, value = (each / np.maximum(np.nanmedian(each, 0), _TINY) for each in (far, sizes, values))
+        score = np.where(sizes > _SMALL * typical, np.sqrt(usual * times) / np.maximum(value, 1.0), 0.0)
         row, k = divmod(int(score.argmax()), score.shape[1])
-        if score[row, k] > _WRONG**2:
+        if score[row, k] > _WRONG:
             which = f"the partials of output {group.outputs[k]} in row {row} disagree with all other samples"
             lines.append(f"{which} {times[row, k]:.0f} times as much as usual: the largest disagreement of all.")
     return lines

@@ -192,7 +192,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             better = of_process is not None and held_out is not None and of_process < held_out
             self.model_ = "gp" if better else "network"
         self.fits_ = [each.fit(data) for each in selections] if self.model_ == "network" else []
-        self._calibration = self._calibrated(data, selections, seed) if len(self.fits_) > 1 else 1.0
+        self._calibration = self._calibrated(data, selections, seed) if self.fits_ else 1.0
         return self
 
     def _warn(self, lines: list[str]) -> None:
@@ -260,13 +260,14 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
         ]
 
     def _calibrated(self, data: Standardized, selections: list[Selection], seed: int) -> Any:
-        """Return the factor of the deviations for which 90 % of the held-out samples lie in their interval."""
+        """Return the factor of the deviations or of 1 for which 90 % of the held-out samples lie in their interval."""
         ratios = []
         for number in range(len(selections)):
             parts = data.split(seed + 1000 * number)
             if parts is not None:
                 y = np.stack([each.net(each.theta, parts[0].x, jacobian=False)[0] for each in selections])
-                ratios.append(np.abs(y[number] - parts[0].y) / np.maximum(y.std(0, ddof=1), 1e-12))
+                unit = np.maximum(y.std(0, ddof=1), 1e-12) if len(y) > 1 else 1.0
+                ratios.append(np.abs(y[number] - parts[0].y) / unit)
         return np.quantile(np.concatenate(ratios), 0.9, axis=0) / gaussian_process.QUANTILE_95 if ratios else 1.0
 
     def distill(self, count: int = 600) -> "JacobianRegressor":
@@ -353,7 +354,7 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             rule = "`predict(X, return_std=True)` of `JacobianRegressor` needs a Gaussian process or an ensemble."
             raise InputError(rule, got=f"model={self.model!r}, ensemble={len(self.fits_)}", do='Use model="gp".')
         spread = None
-        if self.process_ is not None and (std or self.model_ == "gp"):
+        if self.process_ is not None and ((std and len(self.fits_) < 2) or self.model_ == "gp"):
             y, j, spread = self.process_(x, jacobian=jacobian and self.model_ == "gp", std=std)
         if self.model_ == "network":
             x = x.astype(given.dtype, copy=False)
@@ -362,8 +363,9 @@ class JacobianRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):  # typ
             if len(members) > 1:
                 y = np.mean([each[0] for each in members], axis=0)
                 j = np.mean([each[1] for each in members if each[1] is not None], axis=0) if jacobian else None
-            if std and spread is None:
-                spread = self._calibration * np.std([each[0] for each in members], axis=0, ddof=1)
+                spread = self._calibration * np.std([each[0] for each in members], axis=0, ddof=1) if std else None
+            elif spread is not None:  # that of the process is too small for the network
+                spread = np.hypot(spread, self._calibration)
         return (
             self.scaler_.outputs(y),
             None if spread is None else spread * self.scaler_.y_scale,

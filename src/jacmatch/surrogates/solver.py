@@ -5,6 +5,7 @@ The loss is ½ (mean squared error of the values + λ · mean over samples of th
 selected network is then fitted to all samples.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -193,7 +194,7 @@ class Selection(Fit):
     """A network that was selected on held-out samples, before it is fitted to all."""
 
     last: int = 0  # evaluations of the last fit
-    counter: "_Counter | None" = None  # counts them
+    counter: Callable[[float], None] | None = None  # counts them
 
     def fit(self, data: Standardized) -> Fit:
         """Return the network after the last fit, to all samples."""
@@ -205,10 +206,10 @@ def layouts(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str)
     """Return the network of an activation, or those that "auto" and "all" try.
 
     Sines are used in one hidden layer only: with two, the samples do not determine them well. One layer of sines
-        represents products of sines and cosines.
+    represents products of sines and cosines.
     """
-    if activation not in ("auto", "all"):
-        return [Perceptron((inputs, *hidden, outputs), activation)]
+    if activation not in ("auto", "all") or not hidden:
+        return [Perceptron((inputs, *hidden, outputs), activation if hidden else "silu")]
     nets = [Perceptron((inputs, *hidden, outputs), "silu"), Perceptron((inputs, sum(hidden), outputs), "sine")]
     others = ("tanh", "softplus") if activation == "all" else ()
     return nets + [Perceptron((inputs, *hidden, outputs), name) for name in others]
@@ -234,7 +235,12 @@ def select_network(
         (net, net.initial(seed + start) if initial is None else initial) for start in range(starts) for net in nets
     ]
     each = max(10, last // (len(beginnings) * visited))
-    counter = _Counter(last + each * len(beginnings) * visited, on_progress)
+    planned, done = last + each * len(beginnings) * visited, itertools.count(1)
+
+    def counter(loss: float) -> None:
+        if on_progress is not None:
+            on_progress(min(next(done), planned), planned, loss)
+
     parts = data.split(seed)
     if parts is None:
         return Selection(*beginnings[0], decays[len(decays) // 2], 0.0, None, 0, [], last, counter)
@@ -244,15 +250,3 @@ def select_network(
         {"activation": one.net.activation, "weight_decay": one.decay, "held_out": one.held_out} for one in results
     ]
     return Selection(best.net, best.theta, best.decay, best.loss, best.held_out, total, candidates, last, counter)
-
-
-class _Counter:
-    """Counter of evaluations for a progress bar."""
-
-    def __init__(self, planned: int, on_progress: OnProgress | None) -> None:
-        self.planned, self.done, self.on_progress = planned, 0, on_progress
-
-    def __call__(self, loss: float) -> None:
-        self.done += 1
-        if self.on_progress is not None:
-            self.on_progress(min(self.done, self.planned), self.planned, loss)

@@ -14,7 +14,8 @@ from jacmatch.jobs.surrogate.points import Samples, errors, query, sample_active
 from jacmatch.jobs.surrogate.source import Source, open_source
 from jacmatch.report import Table
 from jacmatch.report.tables import entry
-from jacmatch.surrogates.modules import fit_surrogate
+from jacmatch.surrogates.gaussian_process import select_process
+from jacmatch.surrogates.modules import fit_surrogate, to_process_module
 from jacmatch_research.figures import line_figure
 from jacmatch_research.reproduce.equal_error import DERIVATIVES, REACHED_HEAD, VALUES, curves, made, reached
 from jacmatch_research.reproduce.experiment import Cell, Experiment, Measures, Request
@@ -133,7 +134,9 @@ def _fitted(job: Surrogate, source: Source, data: Samples, cell: Cell) -> nn.Mod
         how |= {"x_scale": source.units.float(), "activation": job.activation, "hidden": job.hidden}
         return fit_surrogate(x, y, **how, steps=job.steps, batch_size=job.batch_size, lr=job.lr, seed=cell.seed).cpu()
     if job.model == "gp":
-        return job.process_of(source, data, method, cell.seed)[0].eval()
+        standardized, scaler = job.standardized(source, data, method)
+        process, _ = select_process(standardized, cell.seed, scaler.zero)
+        return to_process_module(process, scaler, tuple(data.x.shape[1:]))
     if options["weight"] != 1:
         weights = job.standardized(source, data, method)[0].t_weights
         assert weights is not None

@@ -246,19 +246,12 @@ class Surrogate(SurrogateFields):
     ) -> Fitted:
         """Condition the Gaussian process of a cell."""
         start = time.perf_counter()
-        module, process, scaler = self.process_of(source, samples, cell.method, cell.seed)
-        student.load_state_dict(module.state_dict())
+        data, scaler = self.standardized(source, samples, cell.method)
+        process = processes.select_process(data, cell.seed, scaler.zero)[0]
+        student.load_state_dict(to_process_module(process, scaler, tuple(samples.x.shape[1:])).state_dict())
         solution |= {"process": process, "scaler": scaler}
         seconds = time.perf_counter() - start
         return Fitted(1, seconds, len(samples) / seconds, peak_memory(torch.device("cpu")), finished=True)
-
-    def process_of(
-        self, source: Source, samples: Samples, method: str, seed: int
-    ) -> tuple[nn.Module, processes.GaussianProcess, Scaler]:
-        """Return the Gaussian process of all points as a module, the process itself, and the scaler."""
-        data, scaler = self.standardized(source, samples, method)
-        process, _ = processes.select_process(data, seed, scaler.zero)
-        return to_process_module(process, scaler, tuple(samples.x.shape[1:])), process, scaler
 
     def network_of(
         self, source: Source, samples: Samples, method: str, seed: int, on_progress: solvers.OnProgress | None = None
