@@ -31,6 +31,8 @@ OTHER = randn(2, 3, 4, seed=9)
 ZERO = torch.cat([X[:, :1], 0 * X[:, 1:2], X[:, 2:]], 1)
 FAR = torch.tensor([[1000.0, 1.0, 950.0], [-800.0, 0.0, 0.1]], dtype=torch.float64)
 GAMMA = randn(3, seed=2)
+INTEGERS = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+SINGULAR = torch.stack([INTEGERS.mT @ INTEGERS, torch.eye(3, dtype=torch.float64)])  # one of them
 CALLS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
     "native_layer_norm": (lambda x: torch.native_layer_norm(x, (4,), GAMMA[:1].expand(4), None, 1e-5)[0], X),
     "its statistics": (lambda x: torch.cat(torch.native_layer_norm(x, (4,), None, None, 1e-5)[1:], 1), X),
@@ -59,6 +61,8 @@ CALLS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
     "glu": (lambda x: functional.glu(x, 2), X),
     "hardsigmoid": (lambda x: functional.hardsigmoid(4 * x), X),
     "hardswish": (functional.hardswish, X),
+    "mish": (functional.mish, X),
+    "mish of large numbers": (functional.mish, FAR),
     "cdist": (lambda x: torch.cdist(x, OTHER), X),
     "cdist, p = 1": (lambda x: torch.cdist(x, OTHER, p=1.0), X),
     "cdist, p = 3": (lambda x: torch.cdist(x, OTHER, p=3.0), X),
@@ -66,6 +70,8 @@ CALLS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
     "cdist of many rows": (lambda x: torch.cdist(x.flatten(0, 1).repeat(5, 1), X[0] + 1), X),
     "pdist": (lambda x: torch.stack([functional.pdist(each) for each in x]), X),
     "det": (torch.linalg.det, SQUARE),
+    "det of singular matrices": (torch.linalg.det, SINGULAR),
+    "det of complex singular matrices": (lambda x: torch.linalg.det(torch.complex(x, 2 * x)).abs().square(), SINGULAR),
     "slogdet": (lambda x: torch.slogdet(x)[1], SQUARE),
     "logdet": (lambda x: torch.logdet(square(x)), SQUARE),
     "solve": (lambda x: torch.linalg.solve(x, X), SQUARE),
@@ -75,6 +81,7 @@ CALLS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
     "x *= x": (lambda x: _multiplied(x, lambda h: h), X),
     "in-place swish": (lambda x: _multiplied(x, torch.sigmoid), X),
     "hardswish in place, as a statement": (lambda x: _stated(x, functional.hardswish), X),
+    "mish in place, as a statement": (lambda x: _stated(x, functional.mish), FAR),
     "hardsigmoid in place, as a statement": (lambda x: _stated(x, functional.hardsigmoid), X),
 }
 

@@ -7,10 +7,11 @@ interpreter or in an exported graph. The operators that Python code calls most o
 rules of `op_replacements`.
 """
 
+import cmath
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -162,6 +163,11 @@ def hardswish(x: Tensor) -> Tensor:
     return x * hardsigmoid(x)
 
 
+def mish(x: Tensor) -> Tensor:
+    """`torch.nn.functional.mish`, whose second derivative is NaN in PyTorch for large x."""
+    return x * torch.nn.functional.softplus(x).tanh()
+
+
 def sinc(x: Tensor) -> Tensor:
     """`torch.sinc`, sin(u) / u of u = πx, by its series where |u| < 1."""
     u = math.pi * x
@@ -200,8 +206,6 @@ def _norm(difference: Tensor, p: float) -> Tensor:
     size = difference.abs()
     if p == 0:
         return (difference != 0).to(difference.dtype).sum(-1)
-    if p == 1:
-        return size.sum(-1)
     if math.isinf(p):
         return size.amax(-1)
     if p == 2:
@@ -216,24 +220,35 @@ def _root(square: Tensor) -> Tensor:
 
 
 def linalg_det(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`torch.linalg.det`, the product of the diagonal of U in P A = L U."""
-    factors, pivots = torch.linalg.lu_factor(a)
-    diagonal = factors.diagonal(dim1=-2, dim2=-1)
-    return diagonal.prod(-1) * _parity(pivots).to(a.dtype), factors, pivots
+    """`torch.linalg.det`, the product of the diagonal of U in P A = L U.
+
+    For a singular A, derivatives are those of the mean of det(A + t I) over complex t on a circle.
+    """
+    diagonal, parity, factors, pivots, info = _factors(a)
+    value = diagonal.prod(-1) * parity
+    with suppress(RuntimeError):  # vmap reads no value
+        if bool(info.any()):
+            n = a.shape[-1] + 1
+            radius = (1.1 * torch.linalg.matrix_norm(a.detach(), keepdim=True) + 1e-3) * torch.eye(n - 1).to(a)
+            several = [linalg_det(a + cmath.exp(2j * math.pi * k / n) * radius)[0] for k in range(n)]
+            mean = torch.stack(several).mean(0)
+            mean = mean if a.is_complex() else mean.real
+            value = value.detach() + mean - mean.detach()
+    return value, factors, pivots
 
 
 def linalg_slogdet(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`torch.linalg.slogdet`: sign and logarithm of the absolute value of the determinant."""
-    factors, pivots = torch.linalg.lu_factor(a)
-    diagonal = factors.diagonal(dim1=-2, dim2=-1)
-    sign = torch.sgn(diagonal).prod(-1) * _parity(pivots).to(a.dtype)
-    return sign, diagonal.abs().log().sum(-1), factors, pivots
+    diagonal, parity, factors, pivots, _ = _factors(a)
+    return torch.sgn(diagonal).prod(-1) * parity, diagonal.abs().log().sum(-1), factors, pivots
 
 
-def _parity(pivots: Tensor) -> Tensor:
-    """1 for an even number of exchanges of rows, −1 for an odd one."""
+def _factors(a: Tensor) -> tuple[Tensor, ...]:
+    """The diagonal of U in P A = L U, the sign of P, and LU."""
+    factors, pivots, info = torch.linalg.lu_factor_ex(a)
     rows = torch.arange(1, pivots.shape[-1] + 1, device=pivots.device)
-    return 1 - 2 * ((pivots != rows).sum(-1) % 2)
+    parity = 1 - 2 * ((pivots != rows).sum(-1) % 2)
+    return factors.diagonal(dim1=-2, dim2=-1), parity.to(a.dtype), factors, pivots, info
 
 
 def linalg_solve_ex(
@@ -281,32 +296,21 @@ def _cudnn(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -
     return (*native_batch_norm(x, weight, bias, mean, var, *rest), x.new_empty(0, dtype=torch.uint8))
 
 
-FIRST_ORDER: dict[str, Kernel] = {"cholesky_inverse": cholesky_inverse, "cholesky_solve": cholesky_solve}
+FIRST_ORDER: dict[str, Kernel] = {each.__name__: each for each in (cholesky_inverse, cholesky_solve)}
 """Operators whose first derivative is already wrong."""
 
 KERNELS: dict[str, Kernel] = {
     **FIRST_ORDER,
-    "native_layer_norm": native_layer_norm,
-    "native_batch_norm": native_batch_norm,
+    **{each.__name__: each for each in (native_layer_norm, native_batch_norm, instance_norm, logcumsumexp, cumprod)},
+    **{each.__name__: each for each in (hardsigmoid, hardswish, mish, glu)},
+    **{f"{each.__name__}_": _in_place(each) for each in (hardsigmoid, hardswish, mish)},
+    **{f"_{each.__name__}": each for each in (cdist_forward, euclidean_dist, pdist_forward)},
+    **{f"_{each.__name__}": each for each in (linalg_det, linalg_slogdet, linalg_solve_ex)},
     "_native_batch_norm_legit": native_batch_norm,
     "_native_batch_norm_legit.no_stats": _no_stats,
     "_native_batch_norm_legit_functional": _functional,
     "_batch_norm_with_update": _with_update,
     "cudnn_batch_norm": _cudnn,
-    "instance_norm": instance_norm,
-    "logcumsumexp": logcumsumexp,
-    "cumprod": cumprod,
-    "hardsigmoid": hardsigmoid,
-    "hardsigmoid_": _in_place(hardsigmoid),
-    "hardswish": hardswish,
-    "hardswish_": _in_place(hardswish),
-    "glu": glu,
-    "_cdist_forward": cdist_forward,
-    "_euclidean_dist": euclidean_dist,
-    "_pdist_forward": pdist_forward,
-    "_linalg_det": linalg_det,
-    "_linalg_slogdet": linalg_slogdet,
-    "_linalg_solve_ex": linalg_solve_ex,
     "linalg_householder_product": householder_product,
 }
 """All operators whose derivatives, up to the third, are missing or wrong (torch 2.13)."""
@@ -333,12 +337,7 @@ _WRAPPED = {name: _kernel(name, composition) for name, composition in KERNELS.it
 def right_derivatives(frozen: Statistics | None, *, first_order: bool = False) -> Iterator[None]:
     """Within the context the operators of `KERNELS`, or of `FIRST_ORDER` alone, are compositions, in all threads."""
     before, _policy.frozen = _policy.frozen, frozen
-    keys = [
-        "AutogradCPU",
-        *(
-            ["AutogradCUDA"] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-        ),
-    ]
+    keys = ["AutogradCPU", "AutogradCUDA"][: 1 + torch.cuda.is_initialized()]  # type: ignore[no-untyped-call]
     groups = [(key, first) for key in keys for first in ((True,) if first_order else (True, False))]
     try:
         with ExitStack() as stack:
