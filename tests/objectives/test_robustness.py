@@ -35,6 +35,13 @@ def test_it_is_unbiased(probes, outputs):
         torch.testing.assert_close(y[0], network(sample[None])[0])
 
 
+def test_outputs_without_a_dimension_of_their_own():
+    x = batch()["x"]
+    y, penalty = jacobian_norm_penalty(lambda x: x.square().flatten(1).sum(1), x)
+    assert y.shape == (len(x),)
+    torch.testing.assert_close(penalty, 2 * x.square().flatten(1).sum(1).mean())
+
+
 def test_it_is_exact_with_one_output():
     network, x = perceptron(5, seed=1, outputs=1), batch()["x"]
     y, penalty = jacobian_norm_penalty(network, x)

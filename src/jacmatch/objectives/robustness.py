@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -31,7 +32,7 @@ from jacmatch.jacobian import (
 )
 from jacmatch.jacobian.features import class_dimension
 from jacmatch.jacobian.modules import row_numbers
-from jacmatch.losses import IGNORED, Positions, Task, hoffman, squared_norm
+from jacmatch.losses import IGNORED, Positions, Task, squared_norm
 from jacmatch.losses.outputs import precise
 from jacmatch.objectives import validation
 from jacmatch.objectives.base import Computed, Objective, Output
@@ -291,15 +292,9 @@ def jacobian_norm_penalty(
         raise InputError("`probes` of `jacobian_norm_penalty` must be at least 1.", got=probes)
     seed = int(torch.randint(2**62, ())) if seed is None else seed
     ids = row_numbers(x) if ids is None else ids
-    estimator = RandomOutputs(probes, law="sphere")
-
-    def unit_vectors(values: Tensor) -> Tensor:
-        v = estimator.directions(outputs=values, x=x, labels=None, ids=ids, seed=seed, draw=0, partners=None)
-        return functional.normalize(v, dim=2)
-
-    result = vjp_products(module, x, unit_vectors, batch_norm=batch_norm)
-    rows = precise(result.products.transpose(0, 1))
-    return result.outputs, hoffman(rows, result.outputs.shape[1]).mean()
+    directions = partial(RandomOutputs(probes, law="sphere").directions, ids=ids, seed=seed, draw=0)
+    result = vjp_products(module, x, lambda values: directions(outputs=values), batch_norm=batch_norm)
+    return result.outputs, squared_norm(result.products.transpose(0, 1)).mean() / 2
 
 
 def _check_probe(form: str, probe: Estimator, task: str) -> None:
