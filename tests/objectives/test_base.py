@@ -180,3 +180,51 @@ def test_an_objective_of_ones_own_is_a_short_subclass():
     objective = Own(nn.Linear(3, 2))
     assert objective(torch.rand(4, 3)).keys() == ["loss", "jacobians"]
     assert copy.deepcopy(objective).calls == 1
+
+
+def gradient(objective, x, y, **about):
+    objective.student.zero_grad()
+    objective(x, y, draw=3, **about)["loss"].backward()
+    return torch.cat([parameter.grad.flatten() for parameter in objective.student.parameters()])
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+@pytest.mark.parametrize("probe", [RandomOutputs(1), RandomInputs(1)])
+def test_gradients_of_each_sample_by_torch_func(kind, probe):
+    (x, y), objective = batch(kind), made(kind, probe=probe)
+    frozen = {name: parameter.detach() for name, parameter in objective.named_parameters()}
+
+    def of_sample(x, y, number):
+        about = {"draw": 3, "ids": number[None]}
+        call = (x[None], y[None])
+        return torch.func.grad(lambda q: torch.func.functional_call(objective, q, call, about)["loss"])(frozen)
+
+    numbers = torch.arange(len(x))
+    each = torch.func.vmap(of_sample)(x, y, numbers)
+    for n in numbers:
+        expected = gradient(objective, x[n : n + 1], y[n : n + 1], ids=numbers[n : n + 1])
+        torch.testing.assert_close(torch.cat([each[name][n].flatten() for name in frozen]), expected)
+
+
+def test_a_frozen_student_has_a_gradient_to_what_is_in_front_of_it():
+    (x, y), front = batch("robustness"), nn.Linear(4, 4).double()
+    objective = made("robustness", probe=EveryRow())
+    objective.student.requires_grad_(False)
+    direction = torch.randn(4, 4, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+
+    def loss(step=0.0):
+        return objective(torch.nn.functional.linear(x, front.weight + step * direction, front.bias), y)["loss"]
+
+    expected = float((loss(1e-6) - loss(-1e-6)).detach()) / 2e-6
+    loss().backward()
+    assert float((front.weight.grad * direction).sum()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_rows_in_chunks_have_the_dropout_of_rows_at_once():
+    losses = []
+    for chunk_size in (None, 1):
+        student = nn.Sequential(network(), nn.Dropout())
+        objective = Distillation(student, network(seed=1), jacobians=0.7, probe=EveryRow(), chunk_size=chunk_size)
+        torch.manual_seed(7)
+        losses.append(objective(*batch("distillation"))["loss"])
+    torch.testing.assert_close(*losses)

@@ -140,8 +140,8 @@ def own_rows(function: Function, x: Tensor, check: Callable[[Tensor], None]) -> 
             for each in values.unbind(1)
             for sample, y in enumerate(each.unbind(0))
         ]
-    result = Products(outputs, values, torch.stack(rows).view(values.shape[1], *x.shape), features)
-    result.branch = branch_of(values, outputs, x=leaf)
+    products, branch = torch.stack(rows).view(values.shape[1], *x.shape), branch_of(values, outputs, x=leaf)
+    result = Products(outputs, values, products, features, branch=branch)
     return result if differentiable else _detached(result)
 
 
@@ -337,7 +337,7 @@ JVP_ENGINES: dict[str, Callable[[Function, Tensor, Tensor], Products]] = {
 
 def parameter_gradients(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool = True) -> list[Tensor | None]:
     """Return ∂loss/∂θ for each parameter, dense, None where the loss does not depend on it; the graph is retained."""
-    if not loss.requires_grad:
+    if not (parameters and loss.requires_grad):
         return [None] * len(parameters)
     gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
     # the gradient of `nn.Embedding(sparse=True)` is sparse, and most operations refuse it

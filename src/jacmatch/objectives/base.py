@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -56,23 +56,13 @@ _NOT_COMPILED = (
 
 
 def networks_of(objective: nn.Module) -> tuple[Any, Any]:
-    """Return student and teacher of an objective, or of any module with attributes of these names; None otherwise."""
-    if isinstance(objective, Objective):
-        return objective.student, objective.teacher
-    named = {**vars(objective), **dict(objective.named_children())}
-    return named.get("student"), named.get("teacher")
-
-
-@runtime_checkable
-class _WithPartners(Protocol):
-    """An objective with the attribute `needs_partners`."""
-
-    needs_partners: bool
+    """Return `student` and `teacher` of an objective, or of any module; None without such an attribute."""
+    return getattr(objective, "student", None), getattr(objective, "teacher", None)
 
 
 def needs_partners(objective: nn.Module) -> bool:
     """Return whether batches need partners from the data: `needs_partners` of the objective, False without it."""
-    return isinstance(objective, _WithPartners) and bool(objective.needs_partners)
+    return bool(getattr(objective, "needs_partners", False))
 
 
 @dataclass(frozen=True)
@@ -384,11 +374,10 @@ class Objective(nn.Module):
         factor = self.schedule(progress) if due else 0.0
         measured = False
         if torch.is_grad_enabled():
-            last = self.measured_at
-            again = self.training and (last is None or self.calls - last >= self.measure_every)
-            measured = again and (due or not derived)
-            excused = self.derivative_terms if factor == 0 else ()
-            measured = measured or bool(self.loss_weights.unmeasured.difference(excused))
+            again = self.measured_at is None or self.calls - self.measured_at >= self.measure_every
+            again &= self.training and not torch._C._are_functorch_transforms_active()
+            missing = self.loss_weights.unmeasured.difference(() if factor else self.derivative_terms)
+            measured = bool(missing) or (again and (due or not derived))
         return Call(self.calls, factor, measured)
 
     @contextmanager
@@ -430,7 +419,7 @@ class Objective(nn.Module):
             assert norm.mean is not None
             unweighted = {**unweighted, name: unweighted[name] / (norm.mean + _FLAT)}
         trained = [p for p in self.student.parameters() if p.requires_grad]
-        if call.measured:
+        if call.measured and (trained or self.loss_weights.unmeasured):
             finite = self.loss_weights.measure(unweighted, trained, times, firsts)
         values = self.loss_weights.weigh(unweighted, times)
         if not finite:  # a term that is not finite must show in the loss, whatever its weight

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,20 +30,13 @@ from jacmatch.jacobian import (
     vjp_products,
 )
 from jacmatch.jacobian.arguments import Arguments
-from jacmatch.jacobian.callables import buffers_in_training, copies_of, replaced_buffers
+from jacmatch.jacobian.callables import buffers_in_training, copies_of, preserved_generators, replaced_buffers
 from jacmatch.jacobian.engines import meets_once_differentiable
 from jacmatch.jacobian.readouts import with_class_dim
 from jacmatch.objectives import validation
 from jacmatch.objectives.terms import AtData, AtMixedPairs, Batch, Point
 from jacmatch.teachers import Answer, Question, Teacher
 from jacmatch.teachers.base import query
-
-
-@runtime_checkable
-class _WithStep(Protocol):
-    """A probe that sets the step size of the finite differences."""
-
-    step: float
 
 
 @dataclass
@@ -98,7 +91,7 @@ class Differentiation:
     @property
     def step(self) -> float | None:
         """The step size of the finite differences that the probe sets; None if it sets none."""
-        return self.probe.step if isinstance(self.probe, _WithStep) else None
+        return getattr(self.probe, "step", None)
 
     @property
     def needs_partners(self) -> bool:
@@ -247,7 +240,8 @@ class Differentiation:
             # Directions that require a gradient reveal a backward that is not differentiable.
             def directions(values: Tensor) -> Tensor:
                 given = v(values) if callable(v) else v
-                return given.to(x.dtype, copy=True).requires_grad_(traced)
+                given = given.to(x.dtype, copy=True)
+                return given.requires_grad_() if traced else given
 
             if traced and self.chunk_size is not None:
                 self._check_one_row(student, x, directions, settings)
@@ -262,7 +256,7 @@ class Differentiation:
         self, student: nn.Module, x: Tensor, v: Callable[[Tensor], Tensor], settings: dict[str, Any]
     ) -> None:
         """Reject a student with a `once_differentiable` backward, which a rebuilt graph does not reveal."""
-        with preserved_buffers(student):
+        with preserved_buffers(student), preserved_generators(x.device):
             row = vjp_products(student, x, lambda values: v(values)[:1], **settings).products
         if meets_once_differentiable(row.sum()):
             raise UnsupportedError("a backward in it is marked once_differentiable, so it has no second derivative.")

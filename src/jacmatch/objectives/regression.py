@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import BatchNormPolicy, Context, Cost, Engine, Estimator, EveryRow, SampledRows
+from jacmatch.jacobian import BatchNormPolicy, Context, Engine, Estimator, EveryRow, SampledRows
 from jacmatch.losses import JacobianLoss
 from jacmatch.objectives import validation
 from jacmatch.objectives.base import Computed, Objective, Output
@@ -51,7 +51,8 @@ class Regression(Objective):
     With units s of the inputs and t of the outputs, ℓ_values is the mean over the batch of Σₖ ((ŷₖ − yₖ)/tₖ)², and the
     derivatives are compared as Σₖᵢ ((Ĵₖᵢ − Jₖᵢ) sᵢ/tₖ)², or by as many products as the probe takes. Meters and radians
     then have equal weight, and converting an input to millimeters changes nothing. NaN entries of given Jacobians are
-    unknown: they are left out of the sum. There is no `class_dim`: outputs are numbers, not classes.
+    unknown: they, and products with one, are left out of the sum. There is no `class_dim`: outputs are numbers, not
+    classes.
 
     Args:
         student: The network to train: raw inputs (B, *input) in, raw outputs (B, K) out.
@@ -172,7 +173,8 @@ class Regression(Objective):
         """The settings with the probe in units of the inputs and the readout in units of the outputs."""
         readout = _ScaledOutputs(self.output_scale)
         probe: Any = self.differentiation.probe
-        probe = _InUnits(probe, self.input_scale) if self.differentiation.side == "input" else probe
+        inner: Any = _InUnits  # only its directions are used
+        probe = inner(probe, self.input_scale) if self.differentiation.side == "input" else probe
         return replace(self.differentiation, probe=probe, readout=readout, teacher_readout=readout)
 
     def _step(self, batch: Batch, answer: Answer | None, target: Tensor, *, given: bool) -> Step:
@@ -256,28 +258,19 @@ class _ScaledOutputs:
 
 
 @dataclass(frozen=True, eq=False)
-class _InUnits:
+class _InUnits(Estimator):
     """A probe on the input side whose directions are in units of the inputs: s v."""
 
     probe: Estimator
     scale: Tensor
     side = "input"
 
-    def __getattr__(self, name: str) -> Any:
-        """Return the `step` of the probe, if it has one; it is then in units as well."""
-        if name == "step":
-            return self.probe.step  # type: ignore[attr-defined]
-        raise AttributeError(name)
+    @property
+    def step(self) -> float | None:
+        """The step size of the probe, in units as well; None if it sets none."""
+        return getattr(self.probe, "step", None)
 
     def directions(self, **about: Any) -> Tensor:
         """Return the directions of the probe in units of the inputs, converted to directions of x."""
         v = self.probe.directions(**about)
         return v * self.scale.to(v)
-
-    def variance(self, matrix: Tensor, **more: Any) -> float:
-        """Return the variance of the probe for a matrix in units."""
-        return self.probe.variance(matrix, **more)
-
-    def passes(self, outputs: int) -> Cost:
-        """Return the passes of the probe."""
-        return self.probe.passes(outputs)
