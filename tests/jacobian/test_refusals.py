@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import jacobian, jvp, jvp_products, vjp, vjp_products
@@ -93,6 +94,19 @@ def test_inference_mode():
                 call()
     with pytest.raises(InputError, match=r"inference_mode"):
         vjp(module, made_there, V)
+
+
+def test_a_forward_mode_tangent_is_not_dropped():
+    """Results would have no tangent, without an error; torch.func.jvp differentiates them."""
+    module = torch.nn.Sequential(linear(), torch.nn.Tanh())
+    with forward_ad.dual_level():
+        for x in (forward_ad.make_dual(X, V), X):  # the tangent may also be that of a parameter
+            with pytest.raises(InputError, match=r"forward_ad\.dual_level.*Use torch\.func\.jvp"):
+                jacobian(module, x)
+    _, change = torch.func.jvp(lambda x: jacobian(module, x)[1], (X,), (V,))
+    step = 1e-6
+    numeric = (jacobian(module, X + step * V)[1] - jacobian(module, X - step * V)[1]) / (2 * step)
+    torch.testing.assert_close(change, numeric, rtol=1e-6, atol=1e-8)
 
 
 class WithoutJvp(torch.autograd.Function):

@@ -27,6 +27,11 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 _TOWARD = "jacmatch-toward-input"  # autograd passes objects of this kind to its threads
 
 
+def in_dual_level() -> bool:
+    """Return whether this is called within `torch.autograd.forward_ad.dual_level`, but not within torch.func."""
+    return forward_ad._current_level >= 0 and not torch._C._are_functorch_transforms_active()
+
+
 def is_toward_input() -> bool:
     """Return whether the running backward pass is only w.r.t. the input: in this thread, or in its GPU thread."""
     return torch._C._is_key_in_tls(_TOWARD) and bool(torch._C._get_obj_in_tls(_TOWARD))
