@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import inspect
 import operator
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+os.fsync = lambda descriptor: None  # files of tests need not survive a loss of power, and a disk takes ms for each
 gc.disable()  # modules are never garbage: while they are imported, each search for it is in vain
 
 _FRAMEWORKS = {"huggingface": "transformers", "lightning": "lightning", "timm": "timm"}
