@@ -394,7 +394,7 @@ def test_unlabelled_images_need_no_labels(tmp_path):
 
 @pytest.mark.ci
 def test_unlabelled_images_of_another_scale(shared):
-    np.savez(shared / "bytes.npz", x_train=255 * np.random.default_rng(0).random((9, 1, 8, 8), dtype=np.float32))
+    np.savez(shared / "bytes.npz", x_train=100 * np.random.default_rng(0).random((9, 1, 8, 8), dtype=np.float32))
     job = Transfer(smoke=True, unlabelled=f"npz:{shared}/bytes.npz")
     with pytest.raises(InputError, match=r"must be on the scale of --data.* times its standard deviation\. Rescale"):
         job.ready(Progress(quiet=True))
