@@ -9,7 +9,7 @@ from torch import nn
 
 import jacmatch
 from jacmatch import objectives
-from jacmatch.errors import InputError
+from jacmatch.errors import InputError, UnsupportedError
 from jacmatch.jacobian import AntitheticNoise, DataPairs, EveryRow, RandomInputs, RandomOutputs
 from jacmatch.objectives import Distillation, GradientShare, Regression, Robustness, Transfer
 
@@ -218,6 +218,15 @@ def test_a_frozen_student_has_a_gradient_to_what_is_in_front_of_it():
     expected = float((loss(1e-6) - loss(-1e-6)).detach()) / 2e-6
     loss().backward()
     assert float((front.weight.grad * direction).sum()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["distillation", "regression", "robustness", "transfer"])
+def test_a_frozen_student_alone_is_refused(name):
+    """Its loss has no gradient, and torch's message in `backward` names neither term nor reason."""
+    objective = made(name)
+    objective.student.requires_grad_(False)
+    with pytest.raises(UnsupportedError, match=r"has no gradient with respect to the student"):
+        objective(*batch(name))
 
 
 def test_rows_in_chunks_have_the_dropout_of_rows_at_once():

@@ -419,7 +419,8 @@ class Objective(nn.Module):
             assert norm.mean is not None
             unweighted = {**unweighted, name: unweighted[name] / (norm.mean + _FLAT)}
         trained = [p for p in self.student.parameters() if p.requires_grad]
-        if call.measured and (trained or self.loss_weights.unmeasured):
+        ahead = not trained and any(each.requires_grad for each in unweighted.values())  # only what is in front learns
+        if call.measured and (not ahead or self.loss_weights.unmeasured):
             finite = self.loss_weights.measure(unweighted, trained, times, firsts)
         values = self.loss_weights.weigh(unweighted, times)
         if not finite:  # a term that is not finite must show in the loss, whatever its weight
