@@ -116,7 +116,7 @@ def _summary(rows: list[Row]) -> str:
 
 
 def _surrogates(path: Path) -> str:
-    """Errors of values / partials of each surrogate, means over the seeds of `auto`; and how often that is best."""
+    """Errors of values / partials of each surrogate, means over the seeds of all; and how often `auto` is best."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     names = ("auto", "gekpls", "kriging", "genn", "jenn")
     heads = (*names, "fit, s", "partials, µs", "kriging's ÷", "gekpls's ÷")
@@ -124,7 +124,7 @@ def _surrogates(path: Path) -> str:
     counted: dict[str, list[list[bool | float | None]]] = {}
     rows = dict.fromkeys(tuple(key.split("/")[:2]) for key in cells if key.endswith("/auto"))
     for problem, size in sorted(rows, key=lambda row: (int(row[1]), row[0])):
-        seeds = [seed for seed in range(9) if "values" in cells.get(f"{problem}/{size}/{seed}/auto", {})]
+        seeds = [n for n in range(9) if all(f"{problem}/{size}/{n}/{name}" in cells for name in names)]
         means: dict[str, dict[str, float]] = {}
         failed: dict[str, str] = {}
         for name in names:
