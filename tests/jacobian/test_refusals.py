@@ -100,9 +100,11 @@ def test_a_forward_mode_tangent_is_not_dropped():
     """Results would have no tangent, without an error; torch.func.jvp differentiates them."""
     module = torch.nn.Sequential(linear(), torch.nn.Tanh())
     with forward_ad.dual_level():
-        for x in (forward_ad.make_dual(X, V), X):  # the tangent may also be that of a parameter
-            with pytest.raises(InputError, match=r"forward_ad\.dual_level.*Use torch\.func\.jvp"):
-                jacobian(module, x)
+        dual = forward_ad.make_dual(X, V)
+        for call in (jacobian, lambda net, x: vjp(net, x, V), lambda net, x: jvp(net, x, V)):
+            with pytest.raises(InputError, match=r"no tangent of torch\.autograd\.forward_ad.*Use torch\.func\.jvp"):
+                call(module, dual)
+        jacobian(module, X)  # a level is that of all threads: another one may differentiate in forward mode
     _, change = torch.func.jvp(lambda x: jacobian(module, x)[1], (X,), (V,))
     step = 1e-6
     numeric = (jacobian(module, X + step * V)[1] - jacobian(module, X - step * V)[1]) / (2 * step)

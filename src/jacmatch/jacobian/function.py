@@ -23,7 +23,7 @@ from jacmatch.jacobian.callables import (
 from jacmatch.jacobian.features import class_dimension, run
 from jacmatch.jacobian.modules import BatchNormPolicy, Module
 from jacmatch.jacobian.readouts import Context, Readout, with_class_dim
-from jacmatch.jacobian.rules.base import in_dual_level
+from jacmatch.jacobian.rules.base import is_dual
 
 Result = TypeVar("Result")
 Cotangents = Tensor | Callable[[Tensor], Tensor]
@@ -168,6 +168,6 @@ def check_input(x: Any, caller: str) -> None:
     if torch.is_inference_mode_enabled() or x.is_inference():
         rule = f"`{caller}` must not run under torch.inference_mode, which drops derivatives."
         raise InputError(rule, do="Use torch.no_grad().")
-    if in_dual_level():
-        rule = f"`{caller}` must not run within torch.autograd.forward_ad.dual_level, whose tangents it drops."
+    if is_dual(x):
+        rule = f"`x` of `{caller}` must have no tangent of torch.autograd.forward_ad, which would be lost."
         raise InputError(rule, do="Use torch.func.jvp.")

@@ -27,9 +27,11 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 _TOWARD = "jacmatch-toward-input"  # autograd passes objects of this kind to its threads
 
 
-def in_dual_level() -> bool:
-    """Return whether this is called within `torch.autograd.forward_ad.dual_level`, but not within torch.func."""
-    return forward_ad._current_level >= 0 and not torch._C._are_functorch_transforms_active()
+def is_dual(x: Tensor) -> bool:
+    """Return whether a tensor has a tangent of `torch.autograd.forward_ad`, outside of torch.func."""
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def is_toward_input() -> bool:
