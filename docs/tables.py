@@ -128,7 +128,7 @@ def _surrogates(path: Path) -> str:
         means: dict[str, dict[str, float]] = {}
         failed: dict[str, str] = {}
         for name in names:
-            mine = [cells[key] for seed in seeds if (key := f"{problem}/{size}/{seed}/{name}") in cells]
+            mine = [cells[f"{problem}/{size}/{seed}/{name}"] for seed in seeds]
             known = [cell for cell in mine if "values" in cell]
             if known:
                 means[name] = {what: sum(cell[what] for cell in known) / len(known) for what in known[0]}

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -56,13 +56,23 @@ _NOT_COMPILED = (
 
 
 def networks_of(objective: nn.Module) -> tuple[Any, Any]:
-    """Return `student` and `teacher` of an objective, or of any module; None without such an attribute."""
-    return getattr(objective, "student", None), getattr(objective, "teacher", None)
+    """Return student and teacher of an objective, or of any module with attributes of these names; None otherwise."""
+    if isinstance(objective, Objective):
+        return objective.student, objective.teacher
+    named = {**vars(objective), **dict(objective.named_children())}
+    return named.get("student"), named.get("teacher")
+
+
+@runtime_checkable
+class _WithPartners(Protocol):
+    """An objective with the attribute `needs_partners`."""
+
+    needs_partners: bool
 
 
 def needs_partners(objective: nn.Module) -> bool:
     """Return whether batches need partners from the data: `needs_partners` of the objective, False without it."""
-    return bool(getattr(objective, "needs_partners", False))
+    return isinstance(objective, _WithPartners) and bool(objective.needs_partners)
 
 
 @dataclass(frozen=True)
