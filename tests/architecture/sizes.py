@@ -30,7 +30,7 @@ class Size(NamedTuple):
 
 
 AIM = Size(20_000, 140, 350_000)
-CEILING = Size(35_520, 148, 600_050)
+CEILING = Size(35_526, 148, 600_100)
 """What the wheel must not exceed; lower it when the wheel has become smaller, until it is `AIM`."""
 
 

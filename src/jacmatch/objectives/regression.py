@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from jacmatch.errors import InputError
-from jacmatch.jacobian import BatchNormPolicy, Context, Engine, Estimator, EveryRow, SampledRows
+from jacmatch.jacobian import BatchNormPolicy, Context, Cost, Engine, Estimator, EveryRow, SampledRows
 from jacmatch.losses import JacobianLoss
 from jacmatch.objectives import validation
 from jacmatch.objectives.base import Computed, Objective, Output
@@ -173,8 +173,7 @@ class Regression(Objective):
         """The settings with the probe in units of the inputs and the readout in units of the outputs."""
         readout = _ScaledOutputs(self.output_scale)
         probe: Any = self.differentiation.probe
-        inner: Any = _InUnits  # only its directions are used
-        probe = inner(probe, self.input_scale) if self.differentiation.side == "input" else probe
+        probe = _InUnits(probe, self.input_scale) if self.differentiation.side == "input" else probe
         return replace(self.differentiation, probe=probe, readout=readout, teacher_readout=readout)
 
     def _step(self, batch: Batch, answer: Answer | None, target: Tensor, *, given: bool) -> Step:
@@ -258,7 +257,7 @@ class _ScaledOutputs:
 
 
 @dataclass(frozen=True, eq=False)
-class _InUnits(Estimator):
+class _InUnits:
     """A probe on the input side whose directions are in units of the inputs: s v."""
 
     probe: Estimator
@@ -274,3 +273,11 @@ class _InUnits(Estimator):
         """Return the directions of the probe in units of the inputs, converted to directions of x."""
         v = self.probe.directions(**about)
         return v * self.scale.to(v)
+
+    def variance(self, matrix: Tensor, **more: Any) -> float:
+        """Return the variance of the probe for a matrix in units."""
+        return self.probe.variance(matrix, **more)
+
+    def passes(self, outputs: int) -> Cost:
+        """Return the passes of the probe."""
+        return self.probe.passes(outputs)
